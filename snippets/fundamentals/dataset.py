@@ -1,0 +1,102 @@
+"""Read images from a folder, a list, a Parquet manifest or S3, with an id for each."""
+
+from __future__ import annotations
+
+# --8<-- [start:imports]
+import os
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow.parquet as pq
+import ray
+from pyarrow import fs
+
+# --8<-- [end:imports]
+
+
+# --8<-- [start:filesystem]
+def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
+    """Return the pyarrow filesystem of a URI or local path, and the path within it.
+
+    ``s3://anonymous@bucket/key`` reads a public bucket without credentials; any other ``s3://`` URI
+    takes them from the environment. ``AWS_ENDPOINT_URL`` names another server than Amazon's.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme == "s3" and parts.username == "anonymous":
+        region = None if "AWS_ENDPOINT_URL" in os.environ else fs.resolve_s3_region(parts.hostname)
+        return fs.S3FileSystem(anonymous=True, region=region), f"{parts.hostname}{parts.path}"
+    if parts.scheme:
+        return fs.FileSystem.from_uri(uri)
+    return fs.LocalFileSystem(), os.path.abspath(uri)
+
+
+# --8<-- [end:filesystem]
+
+
+# --8<-- [start:list_images]
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
+
+
+def list_images(source: str | Sequence[str]) -> tuple[fs.FileSystem, list[str], list[str]]:
+    """Return the filesystem, the image paths, sorted, and the paths without an image suffix.
+
+    ``source`` is a folder (searched with all its subfolders), one file, a list of files, or a Parquet
+    manifest with a column ``path`` (relative to the manifest's folder, or absolute). A path is an
+    image's id in every result. Raises ``FileNotFoundError`` where there is nothing, ``ValueError``
+    where there is no image.
+    """
+    if not isinstance(source, str):
+        filesystem = open_filesystem(source[0])[0] if source else fs.LocalFileSystem()
+        paths = [open_filesystem(path)[1] for path in source]
+    elif source.endswith(".parquet"):
+        filesystem, manifest = open_filesystem(source)
+        rows = pq.read_table(manifest, columns=["path"], filesystem=filesystem)["path"].to_pylist()
+        paths = [os.path.join(os.path.dirname(manifest), row) for row in rows]
+    else:
+        filesystem, path = open_filesystem(source)
+        info = filesystem.get_file_info(path)
+        if info.type == fs.FileType.NotFound:
+            raise FileNotFoundError(f"There is no file or folder {source}.")
+        files = [info]
+        if info.type == fs.FileType.Directory:
+            files = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+        paths = [file.path for file in files if file.is_file]
+    images = sorted(path for path in paths if path.lower().endswith(IMAGE_SUFFIXES))
+    if not images:
+        raise ValueError(f"There is no image among the {len(paths)} files of {source}.")
+    return filesystem, images, sorted(set(paths) - set(images))
+
+
+# --8<-- [end:list_images]
+
+
+# --8<-- [start:read_images]
+def read_images(
+    source: str | Sequence[str], limit: int | None = None, num_cpus: float = 1
+) -> ray.data.Dataset:
+    """Read images into the columns ``image`` (uint8, height x width x 3, ragged) and ``path``.
+
+    ``num_cpus`` is what each read task reserves. It sets how many tasks decode at a time, not how fast
+    one is. One corrupt file ends the job.
+    """
+    filesystem, paths, _ = list_images(source)
+    return ray.data.read_images(
+        paths[:limit],
+        filesystem=filesystem,
+        mode="RGB",  # greyscale and CMYK files become three channels, as the model expects
+        include_paths=True,
+        num_cpus=num_cpus,
+    )
+
+
+# --8<-- [end:read_images]
+
+
+# --8<-- [start:describe_batch]
+def describe_batch(batch: dict[str, Any]) -> list[tuple[str, tuple[int, ...], str]]:
+    """Return (column, shape, dtype) for each column of a NumPy batch."""
+    return [(name, column.shape, str(column.dtype)) for name, column in batch.items()]
+
+
+# --8<-- [end:describe_batch]
