@@ -87,9 +87,7 @@ def make_image(rng: np.random.Generator, label: int, labels: int) -> Image.Image
     height -= int(rng.integers(0, height // 12))
     rows, columns = int(rng.integers(6, 10)), int(rng.integers(6, 10))
     other = (label + int(rng.integers(1, labels))) % labels
-    other_percent = int(
-        rng.integers(0, 54)
-    )  # above 50 the picture shows more of the other class: an honest error
+    other_percent = int(rng.integers(0, 54))  # above 50 the picture shows more of the other class: an honest error
     horizon = int(rng.integers(1, rows // 2))
 
     tone = np.where(np.arange(rows)[:, None] < horizon, 0, rng.integers(1, 4, (rows, columns)))
@@ -427,9 +425,7 @@ def verify_hashes(root: Path, committed: Path = HASHES) -> None:
             f"{sentence}, which were made with {record['versions']}; installed: {installed}.", stacklevel=2
         )
         return
-    raise HashMismatchError(
-        f"{sentence}, although the versions that decide the bytes are the same ({installed})."
-    )
+    raise HashMismatchError(f"{sentence}, although the versions that decide the bytes are the same ({installed}).")
 
 
 def write_hashes(root: Path, committed: Path = HASHES) -> None:
@@ -536,9 +532,7 @@ def _build_base(root: Path, partial: Path, key: dict[str, Any], verify: bool) ->
     build_images(held_out, (15 if full_size else 10) * len(labels), seed, labels, split=HELD_OUT)
     build_hostile(hostile, seed, len(labels))
     write_manifest(images, manifest)
-    accuracy = build_model(
-        model, held_out, seed, labels, key["depths"], train_per_label=30 if full_size else 20
-    )
+    accuracy = build_model(model, held_out, seed, labels, key["depths"], train_per_label=30 if full_size else 20)
     if verify:
         verify_hashes(partial)
     for stale in root.glob("images-*"):

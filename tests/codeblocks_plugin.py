@@ -29,12 +29,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options beside `--codeblocks`."""
     group = parser.getgroup("codeblocks", "executing the code blocks of Markdown pages")
     group.addoption("--codeblocks-timeout", type=float, default=300, metavar="S", help="time limit of a page")
-    group.addoption(
-        "--codeblocks-gpus", type=int, default=1, metavar="N", help="logical GPUs of a Ray worker"
-    )
-    group.addoption(
-        "--codeblocks-report", type=Path, metavar="FILE", help="write how each block ended, as JSON"
-    )
+    group.addoption("--codeblocks-gpus", type=int, default=1, metavar="N", help="logical GPUs of a Ray worker")
+    group.addoption("--codeblocks-report", type=Path, metavar="FILE", help="write how each block ended, as JSON")
 
 
 def pytest_configure(config: pytest.Config) -> None:

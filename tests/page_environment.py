@@ -80,9 +80,7 @@ class PageEnvironment:
         resources: dict[str, int] = self._ask(address, CONNECT_S, "resources")
         for node, name, reason in self._ask(address, READ_S, "unreadable", *self.data.values()):
             place = f"{name}={self.data[name]}"
-            raise UnusableError(
-                f"Node {node} of the Ray cluster at {address} cannot read {place} ({reason})."
-            )
+            raise UnusableError(f"Node {node} of the Ray cluster at {address} cannot read {place} ({reason}).")
         return resources
 
     @staticmethod

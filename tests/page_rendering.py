@@ -13,8 +13,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import markdown
-from markdown.preprocessors import Preprocessor
+import markdown  # type: ignore[import-untyped]
+from markdown.preprocessors import Preprocessor  # type: ignore[import-untyped]
 from mkdocs.config import load_config
 from mkdocs.utils.meta import get_data
 from pymdownx.snippets import SnippetMissingError
@@ -164,7 +164,7 @@ class Rendering:
         return next((n for part in (beginning, "<pre") for n, line in lines if part and part in line), 0)
 
 
-class _Step(Preprocessor):
+class _Step(Preprocessor):  # type: ignore[misc]
     """A step of Python-Markdown that calls a function."""
 
     def __init__(self, function: Callable[[list[str]], list[str]]) -> None:

@@ -146,9 +146,7 @@ class PageRun:
         return commands
 
     def _environment(self, has_package: bool, environment: Mapping[str, str]) -> dict[str, str]:
-        theirs = {
-            name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "PYTHON"))
-        }
+        theirs = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "PYTHON"))}
         own = {
             PAGE_MARK: str(self.folder),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",

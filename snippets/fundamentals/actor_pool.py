@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from snippets.fundamentals.dataset import list_images
+from snippets.fundamentals.setup import split_revision
+
+# isort: split
 # --8<-- [start:imports]
 import io
 import json
@@ -14,9 +18,6 @@ import pyarrow as pa
 import ray
 from PIL import Image
 from pyarrow import fs
-
-from snippets.fundamentals.dataset import list_images
-from snippets.fundamentals.setup import split_revision
 
 # --8<-- [end:imports]
 
@@ -115,7 +116,11 @@ class Classifier:
         self.dtype = getattr(torch, dtype)
         self.batch_size = batch_size
         name, revision = split_revision(model)
-        network = AutoModelForImageClassification.from_pretrained(name, revision=revision).eval()
+        network = AutoModelForImageClassification.from_pretrained(
+            name,
+            revision=revision,
+            use_safetensors=True,  # pickled weights would run code
+        ).eval()
         self.labels = np.array([network.config.id2label[index] for index in range(network.num_labels)])
         self.network = network.to(self.device, self.dtype, memory_format=torch.channels_last)
         self.mean, self.std = (
@@ -185,9 +190,9 @@ def plan_pool(actors: int | None = None, num_gpus: float | None = None) -> Pool:
     wanted = actors or (capacity if num_gpus else min(capacity, int(sum(cpus))))
     if wanted > capacity or capacity == 0:
         raise ValueError(
-            f"A pool of {wanted or 1} actors with {num_gpus:g} GPUs and {num_cpus:g} CPUs each, beside decode "
-            f"tasks of {decode_cpus:g} CPU, does not fit into a cluster with {sum(gpus):g} GPUs and "
-            f"{sum(cpus):g} CPUs: at most {capacity} fit."
+            f"A pool of {wanted or 1} actors with {num_gpus:g} GPUs and {num_cpus:g} CPUs each, beside "
+            f"decode tasks of {decode_cpus:g} CPU, does not fit into a cluster with {sum(gpus):g} GPUs "
+            f"and {sum(cpus):g} CPUs: at most {capacity} fit."
         )
     return Pool(wanted, num_cpus, num_gpus, max(1, int(sum(cpus) // wanted)), decode_cpus)
 
@@ -196,6 +201,15 @@ def plan_pool(actors: int | None = None, num_gpus: float | None = None) -> Pool:
 
 
 # --8<-- [start:classify]
+# glibc hands large arrays back to the kernel and takes them again, page by page, in every layer of every
+# batch. These keep them. Other C libraries ignore them; on a GPU the activations lie elsewhere.
+KEEP_FREED_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+    "MALLOC_TRIM_THRESHOLD_": "2000000000",
+}
+
+
 def classify(
     source: str | list[str],
     model: str,
@@ -206,30 +220,57 @@ def classify(
     num_gpus: float | None = None,
 ) -> ray.data.Dataset:
     """Return ``id``, ``label``, ``score`` and ``error`` for each image of a source."""
-    filesystem, paths, _ = list_images(source)
+    filesystem, paths, _ = list_images(source, limit)
     to = load_preprocessing(model)
     pool = plan_pool(actors, num_gpus)
     batch_size = batch_size or (64 if pool.num_gpus else 16)
-    ids = pa.table({"id": paths[:limit]})
-    blocks = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
+    # A task takes a block: several batches keep the cost of a task small, whole ones leave no partial
+    # batch but the last, and four blocks an actor leave none of them idle.
+    batches_per_block = min(8, max(1, len(paths) // (4 * pool.actors * batch_size)))
+    rows = batches_per_block * batch_size
+    ids = pa.table({"id": paths})
     return (
-        ray.data.from_arrow(blocks)  # one block a batch: only the last can be partial
+        ray.data.from_arrow([ids[start : start + rows] for start in range(0, len(ids), rows)])
         .map_batches(decode, fn_kwargs={"filesystem": filesystem, "to": to}, num_cpus=pool.decode_cpus)
         .map_batches(
             Classifier,
-            fn_constructor_kwargs={
-                "model": model,
-                "to": to,
-                "batch_size": batch_size,
-                "dtype": dtype,
-                "threads": pool.threads,
-            },
+            fn_constructor_args=(model, to, batch_size, dtype, pool.threads),
             batch_size=batch_size,
             compute=ray.data.ActorPoolStrategy(size=pool.actors),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus,
+            runtime_env={"env_vars": KEEP_FREED_MEMORY},
         )
     )
 
 
 # --8<-- [end:classify]
+
+
+def add_options(parser: Any) -> None:
+    """Add what overrides the plan."""
+    from snippets.command import positive
+
+    parser.add_argument("--actors", type=positive, help="size of the pool")
+    parser.add_argument("--num-gpus", type=float, help="GPUs that an actor reserves; 0 runs on the CPU")
+    parser.add_argument("--batch-size", type=positive, help="images in a forward pass")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
+
+
+def run(options: Any) -> ray.data.Dataset:
+    """Return the predictions that the command asks for."""
+    return classify(
+        options.images,
+        options.model,
+        options.limit,
+        options.dtype,
+        options.batch_size,
+        options.actors,
+        options.num_gpus,
+    )
+
+
+if __name__ == "__main__":
+    from snippets.command import run_module
+
+    run_module("snippets.fundamentals.actor_pool")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 # --8<-- [start:imports]
 import os
+import posixpath
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,8 +29,9 @@ def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         region = None if "AWS_ENDPOINT_URL" in os.environ else fs.resolve_s3_region(parts.hostname)
         return fs.S3FileSystem(anonymous=True, region=region), f"{parts.hostname}{parts.path}"
     if parts.scheme:
-        return fs.FileSystem.from_uri(uri)
-    return fs.LocalFileSystem(), os.path.abspath(uri)
+        filesystem, path = fs.FileSystem.from_uri(uri)
+        return filesystem, path
+    return fs.LocalFileSystem(), str(Path(uri).absolute())
 
 
 # --8<-- [end:filesystem]
@@ -38,21 +41,25 @@ def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 
 
-def list_images(source: str | Sequence[str]) -> tuple[fs.FileSystem, list[str], list[str]]:
-    """Return the filesystem, the image paths, sorted, and the paths without an image suffix.
+def list_images(
+    source: str | Sequence[str], limit: int | None = None
+) -> tuple[fs.FileSystem, list[str], list[str]]:
+    """Return the filesystem, the first ``limit`` image paths, sorted, and the paths of other files.
 
     ``source`` is a folder (searched with all its subfolders), one file, a list of files, or a Parquet
     manifest with a column ``path`` (relative to the manifest's folder, or absolute). A path is an
     image's id in every result. Raises ``FileNotFoundError`` where there is nothing, ``ValueError``
-    where there is no image.
+    where there is no image or the limit is not positive.
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"The limit must be at least 1 image, not {limit}.")
     if not isinstance(source, str):
         filesystem = open_filesystem(source[0])[0] if source else fs.LocalFileSystem()
         paths = [open_filesystem(path)[1] for path in source]
     elif source.endswith(".parquet"):
         filesystem, manifest = open_filesystem(source)
         rows = pq.read_table(manifest, columns=["path"], filesystem=filesystem)["path"].to_pylist()
-        paths = [os.path.join(os.path.dirname(manifest), row) for row in rows]
+        paths = [posixpath.join(posixpath.dirname(manifest), row) for row in rows]
     else:
         filesystem, path = open_filesystem(source)
         info = filesystem.get_file_info(path)
@@ -65,24 +72,22 @@ def list_images(source: str | Sequence[str]) -> tuple[fs.FileSystem, list[str], 
     images = sorted(path for path in paths if path.lower().endswith(IMAGE_SUFFIXES))
     if not images:
         raise ValueError(f"There is no image among the {len(paths)} files of {source}.")
-    return filesystem, images, sorted(set(paths) - set(images))
+    return filesystem, images[:limit], sorted(set(paths) - set(images))
 
 
 # --8<-- [end:list_images]
 
 
 # --8<-- [start:read_images]
-def read_images(
-    source: str | Sequence[str], limit: int | None = None, num_cpus: float = 1
-) -> ray.data.Dataset:
+def read_images(source: str | Sequence[str], limit: int | None = None, num_cpus: float = 1) -> ray.data.Dataset:
     """Read images into the columns ``image`` (uint8, height x width x 3, ragged) and ``path``.
 
-    ``num_cpus`` is what each read task reserves. It sets how many tasks decode at a time, not how fast
-    one is. One corrupt file ends the job.
+    ``num_cpus`` is what each read task reserves: how many tasks run at a time, not how fast one is.
+    One file that cannot be decoded ends the job.
     """
-    filesystem, paths, _ = list_images(source)
+    filesystem, paths, _ = list_images(source, limit)
     return ray.data.read_images(
-        paths[:limit],
+        paths,
         filesystem=filesystem,
         mode="RGB",  # greyscale and CMYK files become three channels, as the model expects
         include_paths=True,
@@ -100,3 +105,14 @@ def describe_batch(batch: dict[str, Any]) -> list[tuple[str, tuple[int, ...], st
 
 
 # --8<-- [end:describe_batch]
+
+
+def run(options: Any) -> ray.data.Dataset:
+    """Return the images as the command reads them."""
+    return read_images(options.images, options.limit)
+
+
+if __name__ == "__main__":
+    from snippets.command import run_module
+
+    run_module("snippets.fundamentals.dataset")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from snippets.fundamentals.dataset import read_images
+from snippets.fundamentals.setup import split_revision
+
+# isort: split
+# --8<-- [start:imports]
 from typing import Any
 
 import ray
 
-from snippets.fundamentals.dataset import read_images
-from snippets.fundamentals.setup import split_revision
+# --8<-- [end:imports]
 
 
 # --8<-- [start:classify_batch]
@@ -42,6 +46,12 @@ def classify_naively(images: ray.data.Dataset, model: str, batch_size: int = 4) 
 # --8<-- [end:classify_naively]
 
 
-def build(source: str, model: str, limit: int | None) -> ray.data.Dataset:
-    """Return the naive pipeline over the images of a source."""
-    return classify_naively(read_images(source, limit), model)
+def run(options: Any) -> ray.data.Dataset:
+    """Return the predictions that the command asks for."""
+    return classify_naively(read_images(options.images, options.limit), options.model)
+
+
+if __name__ == "__main__":
+    from snippets.command import run_module
+
+    run_module("snippets.fundamentals.naive")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+# --8<-- [start:imports]
 from pathlib import Path
 from typing import Any
 
-# --8<-- [start:imports]
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -87,3 +87,14 @@ def describe_cluster(timeout_s: float = 120) -> list[dict[str, Any]]:
 
 
 # --8<-- [end:describe_cluster]
+
+
+def run(options: Any) -> list[dict[str, Any]]:
+    """Return one row a node, as `describe_cluster` does."""
+    return describe_cluster()[: options.limit]
+
+
+if __name__ == "__main__":
+    from snippets.command import run_module
+
+    run_module("snippets.fundamentals.setup")

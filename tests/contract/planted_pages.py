@@ -209,8 +209,7 @@ RAY_TRUE_PAGES = {
     ),
     "context_of_next_page": (
         "```python\nimport ray\n\nassert not ray.is_initialized()\n"
-        "print(ray.data.DataContext.get_current().target_max_block_size == 4321)\n```\n"
-        + OUTPUT.format("False")
+        "print(ray.data.DataContext.get_current().target_max_block_size == 4321)\n```\n" + OUTPUT.format("False")
     ),
     "package": "---\npackage: true\n---\n\n```bash\npython -c 'import snippets'\n```\n",
     "samples": (

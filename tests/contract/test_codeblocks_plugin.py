@@ -359,9 +359,7 @@ def test_a_readers_cluster_must_read_images_and_checkpoint(
     environment = {**ray_cluster.client_environment, "MODEL": str(tmp_path), "IMAGES": str(tmp_path)}
     report = tmp_path / "report.json"
     run = run_pages(ray_page, report=report, **environment)
-    assert re.search(
-        r"Node 127.0.0.1 of the Ray cluster at \S+ cannot read MODEL=\S+ \(.*config.json", run.output
-    )
+    assert re.search(r"Node 127.0.0.1 of the Ray cluster at \S+ cannot read MODEL=\S+ \(.*config.json", run.output)
     assert run.status == pytest.ExitCode.USAGE_ERROR
 
     (tmp_path / "config.json").write_text("{}")

@@ -48,9 +48,7 @@ def build_small(root: Path, count: int = 12, labels: Sequence[str] = ("ant", "be
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_two_builds_write_the_same_bytes(tmp_path: Path) -> None:
@@ -62,9 +60,7 @@ def test_two_builds_write_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_no_two_images_are_equal_and_seeds_differ() -> None:
-    first = [
-        samples.make_jpegs(split, 20, 0, 10) for split in (samples.TRAIN, samples.HELD_OUT, samples.IMAGES)
-    ]
+    first = [samples.make_jpegs(split, 20, 0, 10) for split in (samples.TRAIN, samples.HELD_OUT, samples.IMAGES)]
     other_seed = samples.make_jpegs(samples.IMAGES, 20, 1, 10)
     assert len({data for jpegs in [*first, other_seed] for data in jpegs}) == 80
 
@@ -278,9 +274,7 @@ def test_head_separates_what_can_be_separated() -> None:
         ({"labels": ("ant", "../bee")}, r"^A label names a folder, which '\.\./bee' cannot\.$"),
     ],
 )
-def test_bad_arguments_end_in_one_sentence(
-    tmp_path: Path, arguments: dict[str, object], sentence: str
-) -> None:
+def test_bad_arguments_end_in_one_sentence(tmp_path: Path, arguments: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         build_samples(tmp_path / "root", **arguments)  # type: ignore[arg-type]
     assert not (tmp_path / "root").exists()

@@ -1,0 +1,62 @@
+"""Refuse a checkpoint that cannot be loaded, or that would run code, before any worker tries."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from snippets.fundamentals.setup import split_revision
+
+NEEDED = ("config.json", "preprocessor_config.json")
+PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+def check_checkpoint(model: str) -> None:
+    """Raise ValueError, with a sentence on what is wrong, unless `model` is a checkpoint of safetensors.
+
+    A name that is no folder is looked up on the Hugging Face hub, or in its cache.
+    """
+    name, revision = split_revision(model)
+    if Path(name).is_dir():
+        _check_files(f"The checkpoint folder {name}", {path.name for path in Path(name).iterdir()})
+        config = Path(name) / "config.json"
+    elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise ValueError(f"There is no checkpoint folder {name}.")
+    else:
+        config = _download_config(name, revision)
+    try:
+        settings = json.loads(config.read_text())
+    except ValueError as error:
+        raise ValueError(f"The config.json of {model} is not JSON ({error}).") from None
+    if "auto_map" in settings:
+        raise ValueError(f"The checkpoint {model} brings code of its own (auto_map), which is not run here.")
+
+
+def _check_files(what: str, files: set[str]) -> None:
+    for needed in NEEDED:
+        if needed not in files:
+            raise ValueError(f"{what} has no {needed}.")
+    if not any(file.endswith(".safetensors") for file in files):
+        pickled = sorted(file for file in files if file.endswith(PICKLED))
+        reason = f"only pickled ones ({', '.join(pickled)}), and loading those runs code" if pickled else "none"
+        raise ValueError(f"{what} has no weights in safetensors: {reason}.")
+
+
+def _download_config(name: str, revision: str | None) -> Path:
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        config = Path(hf_hub_download(name, "config.json", revision=revision))
+    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        where = f" at revision {revision}" if revision else ""
+        raise ValueError(
+            f"There is no folder {name}, and the Hugging Face hub gives no such checkpoint{where} "
+            f"({type(error).__name__})."
+        ) from None
+    try:
+        files = set(HfApi().list_repo_files(name, revision=revision))
+    except (OSError, HfHubHTTPError):  # offline, with the checkpoint in the cache
+        return config
+    _check_files(f"The checkpoint {name}", files)
+    return config

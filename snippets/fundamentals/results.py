@@ -1,0 +1,92 @@
+"""Write the predictions to Parquet, read them back and count them, and give everything back to the cluster."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+
+from snippets.fundamentals.actor_pool import add_options, classify
+from snippets.fundamentals.dataset import open_filesystem
+
+# isort: split
+# --8<-- [start:imports]
+import time
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import ray
+
+# --8<-- [end:imports]
+
+__all__ = ["add_options", "count_results", "run", "wait_until_released", "write_results"]
+
+
+# --8<-- [start:write_results]
+def write_results(predictions: ray.data.Dataset, folder: str) -> None:
+    """Write predictions as Parquet files to a folder or URI that does not exist yet.
+
+    Ray's default appends: a rerun would write every row a second time. This raises ``ValueError`` instead.
+    """
+    filesystem, path = open_filesystem(folder)
+    predictions.write_parquet(path, filesystem=filesystem, mode=ray.data.SaveMode.ERROR)
+
+
+# --8<-- [end:write_results]
+
+
+# --8<-- [start:count_results]
+def count_results(folder: str) -> dict[str, Any]:
+    """Return ``rows``, ``ids`` (distinct), ``errors``, and the count of each label, from the files themselves."""
+    filesystem, path = open_filesystem(folder)
+    table = pads.dataset(path, filesystem=filesystem).to_table(columns=["id", "label", "error"])
+    labels = pc.value_counts(table["label"].drop_null()).to_pylist()
+    return {
+        "rows": len(table),
+        "ids": pc.count_distinct(table["id"]).as_py(),
+        "errors": len(table) - table["error"].null_count,
+        "labels": {row["values"]: row["counts"] for row in labels},
+    }
+
+
+# --8<-- [end:count_results]
+
+
+# --8<-- [start:wait_until_released]
+def wait_until_released(timeout_s: float = 30) -> bool:
+    """Return whether, in time, all CPUs and GPUs are free again: the pool's actors end after the last row."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        total, free = ray.cluster_resources(), ray.available_resources()
+        if all(free.get(kind, 0) == total.get(kind, 0) for kind in ("CPU", "GPU")):
+            return True
+        time.sleep(0.2)
+    return False
+
+
+# --8<-- [end:wait_until_released]
+
+
+def run(options: Any) -> ray.data.Dataset:
+    """Classify, write to a temporary folder, and return what is read back from there."""
+    folder = tempfile.mkdtemp(prefix="results-")
+    try:
+        predictions = classify(
+            options.images,
+            options.model,
+            options.limit,
+            options.dtype,
+            options.batch_size,
+            options.actors,
+            options.num_gpus,
+        )
+        write_results(predictions, f"{folder}/predictions")
+        return ray.data.read_parquet(f"{folder}/predictions").materialize()
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    from snippets.command import run_module
+
+    run_module("snippets.fundamentals.results")
