@@ -229,14 +229,15 @@ def classify(
     batches_per_block = min(8, max(1, len(paths) // (4 * pool.actors * batch_size)))
     rows = batches_per_block * batch_size
     ids = pa.table({"id": paths})
+    blocks = [ids[start : start + rows] for start in range(0, len(ids), rows)]
     return (
-        ray.data.from_arrow([ids[start : start + rows] for start in range(0, len(ids), rows)])
+        ray.data.from_arrow(blocks)
         .map_batches(decode, fn_kwargs={"filesystem": filesystem, "to": to}, num_cpus=pool.decode_cpus)
         .map_batches(
             Classifier,
             fn_constructor_args=(model, to, batch_size, dtype, pool.threads),
             batch_size=batch_size,
-            compute=ray.data.ActorPoolStrategy(size=pool.actors),
+            compute=ray.data.ActorPoolStrategy(size=min(pool.actors, len(blocks))),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus,
             runtime_env={"env_vars": KEEP_FREED_MEMORY},
