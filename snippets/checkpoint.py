@@ -9,6 +9,7 @@ from snippets.fundamentals.setup import split_revision
 
 NEEDED = ("config.json", "preprocessor_config.json")
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+HUB_TIMEOUT_S = 10
 
 
 def check_checkpoint(model: str) -> None:
@@ -19,6 +20,7 @@ def check_checkpoint(model: str) -> None:
     name, revision = split_revision(model)
     if Path(name).is_dir():
         _check_files(f"The checkpoint folder {name}", {path.name for path in Path(name).iterdir()})
+        _check_shards(Path(name))
         config = Path(name) / "config.json"
     elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise ValueError(f"There is no checkpoint folder {name}.")
@@ -42,21 +44,32 @@ def _check_files(what: str, files: set[str]) -> None:
         raise ValueError(f"{what} has no weights in safetensors: {reason}.")
 
 
+def _check_shards(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+        if missing:
+            raise ValueError(f"The checkpoint folder {folder} lacks {', '.join(missing)} of its weights.")
+
+
 def _download_config(name: str, revision: str | None) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    reason, files = "", None
     try:
-        config = Path(hf_hub_download(name, "config.json", revision=revision))
-    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        found = HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S).siblings or []
+        files = {file.rfilename for file in found}
+    except Exception as error:  # no network, no such name, no right to it: it may still be in the cache
+        reason = type(error).__name__
+    if files is not None:
+        _check_files(f"The checkpoint {name}", files)
+    try:
+        # Without a network the hub's client would try again for half a minute.
+        return Path(hf_hub_download(name, "config.json", revision=revision, local_files_only=files is None))
+    except Exception as error:
         where = f" at revision {revision}" if revision else ""
         raise ValueError(
             f"There is no folder {name}, and the Hugging Face hub gives no such checkpoint{where} "
-            f"({type(error).__name__})."
+            f"({reason or type(error).__name__})."
         ) from None
-    try:
-        files = set(HfApi().list_repo_files(name, revision=revision))
-    except (OSError, HfHubHTTPError):  # offline, with the checkpoint in the cache
-        return config
-    _check_files(f"The checkpoint {name}", files)
-    return config

@@ -7,19 +7,19 @@ import importlib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import platform
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NoReturn
 
-PUBLIC_IMAGES = "s3://anonymous@air-example-data-2/imagenette2/val/"
-PUBLIC_MODEL = "microsoft/resnet-50@34c2154c194f829b11125337b98c8f5f9965ff19"
 SHOWN_ROWS = 3
 VERSIONS = ("ray", "torch", "transformers")
+Rows = list[dict[str, Any]]
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,19 +32,30 @@ class Parser(argparse.ArgumentParser):
 
 def positive(text: str) -> int:
     """Parse a whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    if not re.fullmatch(r"\+?0*[1-9][0-9]*", text):
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text}")
+    return int(text)
+
+
+def gpus(text: str) -> float:
+    """Parse what Ray takes as a number of GPUs: a part of one, or a whole number, or 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (0 <= number <= 1 or number.is_integer() and number > 1):
+        raise argparse.ArgumentTypeError(f"must be 0 to 1 or a whole number, not {text}")
     return number
 
 
 def build_parser(module: ModuleType) -> Parser:
     """Return the parser of a module's command: the common options, and those that it adds."""
+    from snippets.fundamentals.setup import IMAGES, MODEL
+
     parser = Parser(prog=f"python -m {module.__name__}", description=module.__doc__)
-    environment = os.environ.get
     add = parser.add_argument
-    add("--images", default=environment("IMAGES") or PUBLIC_IMAGES, help="folder, file, manifest or s3:// URI")
-    add("--model", default=environment("MODEL") or PUBLIC_MODEL, help="folder, or name@revision on the hub")
+    add("--images", default=IMAGES, help="folder, file, manifest or s3:// URI")
+    add("--model", default=MODEL, help="folder, or name@revision on the hub")
     add("--limit", type=positive, help="rows at the most (default: all)")
     add("--json", action="store_true", help="print one line of JSON, and no progress bar")
     if hasattr(module, "add_options"):
@@ -63,7 +74,7 @@ def run_module(name: str, arguments: Sequence[str] | None = None) -> NoReturn:
         sentence = explain(error)
         if sentence is None:
             raise
-        sys.exit(_fail(sentence))
+        sys.exit(fail(sentence))
     if options.json:
         sys.stdout.write(json.dumps(report) + "\n")
     else:
@@ -71,7 +82,8 @@ def run_module(name: str, arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
-def _fail(sentence: str) -> int:
+def fail(sentence: str) -> int:
+    """Print a sentence to stderr and return the exit status 2."""
     sys.stderr.write(sentence.rstrip() + "\n")
     return 2
 
@@ -80,17 +92,39 @@ def explain(error: Exception) -> str | None:
     """Return a sentence for an error that comes from the input, or None for one that is ours."""
     import ray
 
-    if isinstance(error, ray.exceptions.RayError | ray.data.exceptions.RayDataUserCodeException):
-        lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-        last = re.sub(r"\x1b\[\d*m", "", lines[-1]) if lines else type(error).__name__
-        return f"The job ended in a worker: {last}"
+    lines = [*re.sub(r"\x1b\[\d*m", "", str(error)).strip().splitlines(), type(error).__name__]
+    if isinstance(error, ray.data.exceptions.ExecutionTimeoutError):
+        return lines[0]
+    if isinstance(error, ray.exceptions.RayError):
+        # The text of a traceback, after which Ray adds errors of its own and advice.
+        causes = [line for line in lines if re.match(r"(?!ray\.exceptions\.)[\w.]*[A-Z]\w*: ", line)]
+        where = re.search(r"ray::(.+?)\(\)", lines[0])
+        return f"The job ended in {where[1] if where else 'a worker'}: {[lines[0], *causes][-1]}"
     if isinstance(error, ValueError | OSError):
         return str(error)
     return None
 
 
-def run(module: ModuleType, options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Run a module's pipeline and return the report that `--json` prints, and the first rows.
+def count(result: Any) -> tuple[int, int, Rows]:
+    """Return how many rows came out, how many of them carry an error, and the first few."""
+    if isinstance(result, list):
+        return len(result), 0, result
+    rows = errors = 0
+    first: Rows = []
+    for table in result.iter_batches(batch_size=None, batch_format="pyarrow"):
+        rows += len(table)
+        if "error" in table.column_names:
+            errors += sum(bool(error) for error in table["error"].to_pylist())
+        if len(first) < SHOWN_ROWS:
+            columns = [name for name in table.column_names if name != "image"]
+            first += table.select(columns).slice(0, SHOWN_ROWS - len(first)).to_pylist()
+    return rows, errors, first
+
+
+def run(
+    module: ModuleType, options: argparse.Namespace, consume: Callable[[Any], tuple[int, int, Rows]] = count
+) -> tuple[dict[str, Any], Rows]:
+    """Run a module's pipeline and return the report that `--json` prints, and the rows that `consume` kept.
 
     The report: `rows` that came out, `errors` (those that carry one), `files_skipped` (without an image suffix),
     `seconds` and `start_up_seconds` after `ray_init_seconds`, `steady_rows_per_second` (see `steady_rate`),
@@ -99,6 +133,8 @@ def run(module: ModuleType, options: argparse.Namespace) -> tuple[dict[str, Any]
     from snippets.checkpoint import check_checkpoint
     from snippets.fundamentals.dataset import list_images
 
+    if options.json:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars too
     _, _, skipped = list_images(options.images, options.limit)
     check_checkpoint(options.model)
 
@@ -109,12 +145,18 @@ def run(module: ModuleType, options: argparse.Namespace) -> tuple[dict[str, Any]
     from snippets.fundamentals.setup import configure_data_context
     from snippets.recording import recording, start_up_seconds, steady_rate
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR if options.json else logging.WARNING)
+    # Where there is no terminal for bars, Ray logs the progress.
+    level = logging.ERROR if options.json else logging.WARNING if sys.stdout.isatty() else logging.INFO
+    logger = logging.getLogger("ray.data")
+    logger.setLevel(level)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.addFilter(_is_no_error)  # an error ends the run in one sentence; the log file has its traceback
     began = time.time()
     with recording(**ray_options()) as record:
         configure_data_context(progress_bars=not options.json)
         started = time.time()
-        rows, errors, first = drain(module.run(options))
+        rows, errors, first = consume(module.run(options))
         ended = time.time()
     ray.shutdown()
     batches = record.of("batch")
@@ -136,26 +178,14 @@ def run(module: ModuleType, options: argparse.Namespace) -> tuple[dict[str, Any]
     return report, first
 
 
+def _is_no_error(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR
+
+
 def ray_options() -> dict[str, Any]:
     """Return what the commands give to `ray.init()`: on this machine, nothing listens beyond it."""
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     return quiet if "RAY_ADDRESS" in os.environ else {**quiet, "_node_ip_address": "127.0.0.1"}
-
-
-def drain(result: Any) -> tuple[int, int, list[dict[str, Any]]]:
-    """Return how many rows came out, how many of them carry an error, and the first few."""
-    if isinstance(result, list):
-        return len(result), 0, result
-    rows = errors = 0
-    first: list[dict[str, Any]] = []
-    for table in result.iter_batches(batch_size=None, batch_format="pyarrow"):
-        rows += len(table)
-        if "error" in table.column_names:
-            errors += sum(bool(error) for error in table["error"].to_pylist())
-        if len(first) < SHOWN_ROWS:
-            columns = [name for name in table.column_names if name != "image"]
-            first += table.select(columns).slice(0, SHOWN_ROWS - len(first)).to_pylist()
-    return rows, errors, first
 
 
 def format_report(report: dict[str, Any], rows: list[dict[str, Any]]) -> str:

@@ -577,11 +577,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--count", type=int, default=BASE_COUNT, help="images to have (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    parser.add_argument("--quiet", action="store_true", help="print nothing where nothing had to be built")
     parser.add_argument(
         "--write-hashes", action="store_true", help="record this build's hashes instead of checking"
     )
     options = parser.parse_args(arguments)
     started = time.perf_counter()
+    stamp = options.root / "samples.json"
+    before = stamp.read_bytes() if stamp.is_file() else None
     try:
         samples = build_samples(options.root, options.count, verify=not options.write_hashes)
         if options.write_hashes:
@@ -589,6 +592,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, HashMismatchError) as error:
         sys.stderr.write(f"{error}\n")
         return 1 if isinstance(error, HashMismatchError) else 2
+    if options.quiet and stamp.read_bytes() == before:
+        return 0
     report: dict[str, Any] = {
         name: value if isinstance(value, float) else str(value) for name, value in asdict(samples).items()
     }

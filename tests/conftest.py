@@ -1,13 +1,20 @@
 """Fixtures for tests that need a Ray cluster of several nodes."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:  # most tests need no Ray
+    import ray
+
+    from snippets.recording import Recording
+    from snippets.samples import Samples
     from tests.ray_cluster import RayCluster
+
+    RecordedRun = tuple[Recording, list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +43,75 @@ def _joined(gpus_per_worker: int) -> Iterator["RayCluster"]:
             environment.setenv(name, value)
         yield cluster
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def sample_set() -> "Samples":
+    """The sample images, checkpoint and manifest of this repository."""
+    from snippets.samples import DEFAULT_ROOT, build_samples
+
+    return build_samples(DEFAULT_ROOT)
+
+
+@pytest.fixture(scope="session")
+def spread_images(sample_set: "Samples") -> list[str]:
+    """64 sample images over all classes, greyscale and CMYK among them."""
+    return [str(path) for path in sorted(sample_set.images.rglob("*.jpg"))[::8]]
+
+
+@pytest.fixture
+def connected(ray_cluster: "RayCluster", _disconnected_after: None) -> "RayCluster":
+    """A driver on the cluster with two logical GPUs, which a module's tests share."""
+    import ray.data
+
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        _quiet()
+    return ray_cluster
+
+
+@pytest.fixture(scope="module")
+def _disconnected_after() -> Iterator[None]:
+    import ray
+
+    yield
+    ray.shutdown()
+
+
+def _quiet() -> None:
+    import ray.data
+
+    from snippets.fundamentals.setup import configure_data_context
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    configure_data_context(progress_bars=False)
+
+
+@pytest.fixture(scope="session")
+def naive_run(ray_cluster: "RayCluster", sample_set: "Samples", spread_images: list[str]) -> "RecordedRun":
+    """The naive pipeline over `spread_images`: what was recorded, and the rows."""
+    from snippets.fundamentals.dataset import read_images
+    from snippets.fundamentals.naive import classify_naively
+
+    return _recorded(lambda: classify_naively(read_images(spread_images), str(sample_set.model)))
+
+
+@pytest.fixture(scope="session")
+def pool_run(ray_cluster: "RayCluster", sample_set: "Samples", spread_images: list[str]) -> "RecordedRun":
+    """The optimized pipeline over `spread_images` in float32 and batches of 12: records and rows."""
+    from snippets.fundamentals.actor_pool import classify
+
+    return _recorded(lambda: classify(spread_images, str(sample_set.model), dtype="float32", batch_size=12))
+
+
+def _recorded(build: Callable[[], "ray.data.Dataset"]) -> "RecordedRun":
+    import ray
+
+    from snippets.recording import recording
+
+    ray.shutdown()
+    with recording(log_to_driver=False, logging_level=logging.ERROR) as record:
+        _quiet()
+        rows = build().take_all()
+    ray.shutdown()
+    return record, rows

@@ -27,8 +27,8 @@ from pyarrow import fs
 class Preprocessing:
     """What the model expects of an image, as its checkpoint states it.
 
-    ``resize`` is the shorter edge and ``crop`` the side of the centre crop, both in pixels;
-    ``mean`` and ``std`` are for channels scaled to 0..1.
+    `resize` is the shorter edge and `crop` the side of the centre crop, both in pixels;
+    `mean` and `std` are for channels scaled to 0..1.
     """
 
     resize: int
@@ -39,7 +39,7 @@ class Preprocessing:
 
 
 def load_preprocessing(model: str) -> Preprocessing:
-    """Read a ConvNext-style ``preprocessor_config.json``, from a folder or the hub."""
+    """Read a ConvNext-style `preprocessor_config.json`, from a folder or the hub."""
     name, revision = split_revision(model)
     path = Path(name) / "preprocessor_config.json"
     if not Path(name).is_dir():
@@ -77,9 +77,9 @@ def decode_image(encoded: bytes, to: Preprocessing) -> np.ndarray:
 
 
 def decode(batch: dict[str, Any], filesystem: fs.FileSystem, to: Preprocessing) -> dict[str, Any]:
-    """Read and decode files into ``id``, ``image`` (uint8, n x crop x crop x 3) and ``error``.
+    """Read and decode files into `id`, `image` (uint8, n x crop x crop x 3) and `error`.
 
-    A file that cannot be read or decoded keeps its row: ``error`` says why, its pixels are zero.
+    A file that cannot be read or decoded keeps its row: `error` says why, its pixels are zero.
     """
     pixels = np.zeros((len(batch["id"]), to.crop, to.crop, 3), np.uint8)
     errors = []
@@ -128,7 +128,7 @@ class Classifier:
         )
 
     def __call__(self, batch: dict[str, Any]) -> pa.Table:
-        """Return ``id``, ``label``, ``score`` (softmax, float32) and ``error``; null where there is none."""
+        """Return `id`, `label`, `score` (softmax, float32) and `error`; null where there is none."""
         import torch
 
         decoded = batch["error"] == ""
@@ -161,7 +161,7 @@ class Classifier:
 # --8<-- [start:plan_pool]
 @dataclass(frozen=True)
 class Pool:
-    """What the stages reserve: ``num_cpus`` and ``num_gpus`` an actor, ``decode_cpus`` a decode task."""
+    """What the stages reserve: `num_cpus` and `num_gpus` an actor, `decode_cpus` a decode task."""
 
     actors: int
     num_cpus: float
@@ -174,8 +174,8 @@ def plan_pool(actors: int | None = None, num_gpus: float | None = None) -> Pool:
     """Return the largest pool that the cluster can schedule beside the tasks that decode.
 
     With GPUs: an actor for each, which reserves no CPU. Without: an actor with one thread for each
-    CPU, which reserves half of it and leaves the rest for decoding. Raises ``ValueError`` where
-    ``actors`` of ``num_gpus`` each do not fit.
+    CPU, which reserves half of it and leaves the rest for decoding. Raises `ValueError` where
+    `actors` of `num_gpus` each do not fit.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus, gpus = ([node.get(kind, 0) for node in nodes] for kind in ("CPU", "GPU"))
@@ -184,9 +184,11 @@ def plan_pool(actors: int | None = None, num_gpus: float | None = None) -> Pool:
     num_cpus = 0 if num_gpus else 0.5
     decode_cpus = 1 if max(cpus) >= 1 + num_cpus else max(cpus) - num_cpus
     if num_gpus:
-        capacity = sum(int(node // num_gpus) for node in gpus)
+        capacity = sum(int(node / num_gpus) for node in gpus)
     else:
-        capacity = int((sum(cpus) - decode_cpus) / num_cpus)
+        # Ray may place the actors so that each node is left with less than a task needs: one fewer cannot.
+        full = [int((node - decode_cpus) / num_cpus) + 1 for node in cpus if node >= decode_cpus > 0]
+        capacity = max(0, sum(full) - 1)
     wanted = actors or (capacity if num_gpus else min(capacity, int(sum(cpus))))
     if wanted > capacity or capacity == 0:
         raise ValueError(
@@ -219,7 +221,7 @@ def classify(
     actors: int | None = None,
     num_gpus: float | None = None,
 ) -> ray.data.Dataset:
-    """Return ``id``, ``label``, ``score`` and ``error`` for each image of a source."""
+    """Return `id`, `label`, `score` and `error` for each image of a source."""
     filesystem, paths, _ = list_images(source, limit)
     to = load_preprocessing(model)
     pool = plan_pool(actors, num_gpus)
@@ -250,10 +252,10 @@ def classify(
 
 def add_options(parser: Any) -> None:
     """Add what overrides the plan."""
-    from snippets.command import positive
+    from snippets.command import gpus, positive
 
     parser.add_argument("--actors", type=positive, help="size of the pool")
-    parser.add_argument("--num-gpus", type=float, help="GPUs that an actor reserves; 0 runs on the CPU")
+    parser.add_argument("--num-gpus", type=gpus, help="GPUs that an actor reserves; 0 runs on the CPU")
     parser.add_argument("--batch-size", type=positive, help="images in a forward pass")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
 

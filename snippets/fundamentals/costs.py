@@ -55,7 +55,7 @@ def load_factor(load_s: float, compute_s: float) -> float:
 
 # --8<-- [start:forward]
 def forward_seconds(network: Any, batch_size: int, repeats: int = 5) -> float:
-    """Return the median seconds of one forward pass over ``batch_size`` images of 224 x 224 pixels."""
+    """Return the median seconds of one forward pass over `batch_size` images of 224 x 224 pixels."""
     import torch
 
     pixels = torch.zeros(batch_size, 3, 224, 224, device=network.device, dtype=network.dtype)
@@ -110,7 +110,7 @@ class ForwardLoop:
         self.pixels = self.pixels.to(memory_format=torch.channels_last)
 
     def run(self, seconds: float) -> float:
-        """Return images per second of at least ``seconds`` of forward passes, and at least two of them."""
+        """Return images per second of at least `seconds` of forward passes, and at least two of them."""
         import torch
 
         passes, start = 0, time.perf_counter()
@@ -160,14 +160,19 @@ def decode_seconds(source: str, model: str, images: int = 32) -> float:
 # --8<-- [end:decode_seconds]
 
 
-def measure(source: str, model: str, batch_sizes: tuple[int, ...] = (1, 4, 16, 64)) -> list[dict[str, Any]]:
-    """Return one row a cost: what was compared, the two values with their unit, and the factor between them."""
+def measure(source: str, model: str, limit: int | None = None) -> list[dict[str, Any]]:
+    """Return one row a cost: what was compared, the two values with their unit, and the factor between them.
+
+    Batches are of 1, 4, 16 and 64 images, as far as `limit` allows.
+    """
     import torch
 
+    batch_sizes = [size for size in (1, 4, 16, 64) if size <= (limit or 64)]
+    usual = max(size for size in batch_sizes if size <= 16)
     classifier = load_pipeline(model)
     load_s = median_seconds(lambda: load_pipeline(model), repeats=3)
     forward_s = {size: forward_seconds(classifier.model, size, 3) for size in batch_sizes}
-    decode_s = decode_seconds(source, model)
+    decode_s = decode_seconds(source, model, min(32, limit or 32))
     cpus = int(ray.cluster_resources().get("CPU", 1))
 
     rows = [
@@ -181,11 +186,12 @@ def measure(source: str, model: str, batch_sizes: tuple[int, ...] = (1, 4, 16, 6
     one_block, eight_blocks = (actors_at_work(80, blocks, 10, 2) for blocks in (1, 8))
     rows.append(_row("one block for two actors", "actors at work", one_block, eight_blocks))
     if not torch.cuda.is_available():
-        threads = forward_rate(model, 1, cpus)
-        rows.append(_row("threads instead of actors", "images/s", threads, forward_rate(model, cpus, 1)))
-        kept = forward_rate(model, cpus, 1, environment=KEEP_FREED_MEMORY)
-        rows.append(_row("memory given back to the kernel", "images/s", forward_rate(model, cpus, 1), kept))
-    rows.append(_row("decode against forward", "s an image", decode_s, forward_s[16] / 16))
+        threads = forward_rate(model, 1, cpus, batch_size=usual)
+        actors = forward_rate(model, cpus, 1, batch_size=usual)
+        kept = forward_rate(model, cpus, 1, batch_size=usual, environment=KEEP_FREED_MEMORY)
+        rows.append(_row("threads instead of actors", "images/s", threads, actors))
+        rows.append(_row("memory given back to the kernel", "images/s", actors, kept))
+    rows.append(_row("decode against forward", "s an image", decode_s, forward_s[usual] / usual))
     return rows
 
 
@@ -195,7 +201,7 @@ def _row(cost: str, unit: str, less: float, more: float) -> dict[str, Any]:
 
 def run(options: Any) -> list[dict[str, Any]]:
     """Return the costs as the command prints them, measured on at most `limit` images."""
-    return measure(options.images, options.model)
+    return measure(options.images, options.model, options.limit)
 
 
 if __name__ == "__main__":

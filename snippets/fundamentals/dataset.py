@@ -21,13 +21,15 @@ from pyarrow import fs
 def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     """Return the pyarrow filesystem of a URI or local path, and the path within it.
 
-    ``s3://anonymous@bucket/key`` reads a public bucket without credentials; any other ``s3://`` URI
-    takes them from the environment. ``AWS_ENDPOINT_URL`` names another server than Amazon's.
+    `s3://anonymous@bucket/key` reads a public bucket without credentials; any other `s3://` URI
+    takes them from the environment. `AWS_ENDPOINT_URL` names another server than Amazon's.
     """
     parts = urlsplit(uri)
     if parts.scheme == "s3" and parts.username == "anonymous":
-        region = None if "AWS_ENDPOINT_URL" in os.environ else fs.resolve_s3_region(parts.hostname)
-        return fs.S3FileSystem(anonymous=True, region=region), f"{parts.hostname}{parts.path}"
+        endpoint = os.environ.get("AWS_ENDPOINT_URL")
+        region = None if endpoint else fs.resolve_s3_region(parts.hostname)
+        filesystem = fs.S3FileSystem(anonymous=True, region=region, endpoint_override=endpoint)
+        return filesystem, f"{parts.hostname}{parts.path}"
     if parts.scheme:
         filesystem, path = fs.FileSystem.from_uri(uri)
         return filesystem, path
@@ -44,11 +46,11 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 def list_images(
     source: str | Sequence[str], limit: int | None = None
 ) -> tuple[fs.FileSystem, list[str], list[str]]:
-    """Return the filesystem, the first ``limit`` image paths, sorted, and the paths of other files.
+    """Return the filesystem, the first `limit` image paths, sorted, and the paths of other files.
 
-    ``source`` is a folder (searched with all its subfolders), one file, a list of files, or a Parquet
-    manifest with a column ``path`` (relative to the manifest's folder, or absolute). A path is an
-    image's id in every result. Raises ``FileNotFoundError`` where there is nothing, ``ValueError``
+    `source` is a folder (searched with all its subfolders), one file, a list of files, or a Parquet
+    manifest with a column `path` (relative to the manifest's folder, or absolute). A path is an
+    image's id in every result. Raises `FileNotFoundError` where there is nothing, `ValueError`
     where there is no image or the limit is not positive.
     """
     if limit is not None and limit < 1:
@@ -56,19 +58,17 @@ def list_images(
     if not isinstance(source, str):
         filesystem = open_filesystem(source[0])[0] if source else fs.LocalFileSystem()
         paths = [open_filesystem(path)[1] for path in source]
-    elif source.endswith(".parquet"):
-        filesystem, manifest = open_filesystem(source)
-        rows = pq.read_table(manifest, columns=["path"], filesystem=filesystem)["path"].to_pylist()
-        paths = [posixpath.join(posixpath.dirname(manifest), row) for row in rows]
     else:
         filesystem, path = open_filesystem(source)
         info = filesystem.get_file_info(path)
         if info.type == fs.FileType.NotFound:
             raise FileNotFoundError(f"There is no file or folder {source}.")
-        files = [info]
-        if info.type == fs.FileType.Directory:
-            files = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
-        paths = [file.path for file in files if file.is_file]
+        if info.is_file and path.endswith(".parquet"):
+            rows = pq.read_table(path, columns=["path"], filesystem=filesystem)["path"].to_pylist()
+            paths = [posixpath.join(posixpath.dirname(path), row) for row in rows]
+        else:
+            files = [info] if info.is_file else filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+            paths = [file.path for file in files if file.is_file]
     images = sorted(path for path in paths if path.lower().endswith(IMAGE_SUFFIXES))
     if not images:
         raise ValueError(f"There is no image among the {len(paths)} files of {source}.")
@@ -80,9 +80,9 @@ def list_images(
 
 # --8<-- [start:read_images]
 def read_images(source: str | Sequence[str], limit: int | None = None, num_cpus: float = 1) -> ray.data.Dataset:
-    """Read images into the columns ``image`` (uint8, height x width x 3, ragged) and ``path``.
+    """Read images into the columns `image` (uint8, height x width x 3, ragged) and `path`.
 
-    ``num_cpus`` is what each read task reserves: how many tasks run at a time, not how fast one is.
+    `num_cpus` is what each read task reserves: how many tasks run at a time, not how fast one is.
     One file that cannot be decoded ends the job.
     """
     filesystem, paths, _ = list_images(source, limit)

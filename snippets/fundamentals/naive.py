@@ -33,7 +33,7 @@ def classify_batch(batch: dict[str, Any], model: str, revision: str | None) -> d
 
 # --8<-- [start:classify_naively]
 def classify_naively(images: ray.data.Dataset, model: str, batch_size: int = 4) -> ray.data.Dataset:
-    """Return ``id``, ``label`` and ``score`` for each image, from two tasks at a time."""
+    """Return `id`, `label` and `score` for each image, from two tasks at a time."""
     name, revision = split_revision(model)
     return images.map_batches(
         classify_batch,

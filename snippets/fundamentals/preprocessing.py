@@ -19,7 +19,7 @@ from pyarrow import fs
 
 # --8<-- [start:read_headers]
 def read_headers(batch: dict[str, Any], filesystem: fs.FileSystem) -> dict[str, Any]:
-    """Return ``id``, ``bytes``, ``width``, ``height`` (pixels) and ``error`` of image files.
+    """Return `id`, `bytes`, `width`, `height` (pixels) and `error` of image files.
 
     Only the header is parsed: no pixel is decoded. What has none gets a width and height of 0.
     """
@@ -43,7 +43,7 @@ def read_headers(batch: dict[str, Any], filesystem: fs.FileSystem) -> dict[str, 
 
 # --8<-- [start:add_features]
 def add_features(frame: Any) -> Any:
-    """Return a frame with ``megapixels``, ``bits_per_pixel`` and ``is_portrait`` beside ``id`` and ``error``.
+    """Return a frame with `megapixels`, `bits_per_pixel` and `is_portrait` beside `id` and `error`.
 
     It calls only methods that pandas and cuDF share, and imports neither: the frame brings its library.
     """
@@ -63,7 +63,7 @@ def add_features(frame: Any) -> Any:
 def describe_images(
     source: str | list[str], limit: int | None = None, batch_format: str = "pandas", num_gpus: float = 0
 ) -> ray.data.Dataset:
-    """Return one row of features an image; ``batch_format="cudf"`` with a GPU computes them there."""
+    """Return one row of features an image; `batch_format="cudf"` with a GPU computes them there."""
     filesystem, paths, _ = list_images(source, limit)
     ids = pa.table({"id": paths})
     return (

@@ -26,7 +26,7 @@ __all__ = ["add_options", "count_results", "run", "wait_until_released", "write_
 def write_results(predictions: ray.data.Dataset, folder: str) -> None:
     """Write predictions as Parquet files to a folder or URI that does not exist yet.
 
-    Ray's default appends: a rerun would write every row a second time. This raises ``ValueError`` instead.
+    Ray's default appends: a rerun would write every row a second time. This raises `ValueError` instead.
     """
     filesystem, path = open_filesystem(folder)
     predictions.write_parquet(path, filesystem=filesystem, mode=ray.data.SaveMode.ERROR)
@@ -37,7 +37,7 @@ def write_results(predictions: ray.data.Dataset, folder: str) -> None:
 
 # --8<-- [start:count_results]
 def count_results(folder: str) -> dict[str, Any]:
-    """Return ``rows``, ``ids`` (distinct), ``errors``, and the count of each label, from the files themselves."""
+    """Return `rows`, `ids` (distinct), `errors`, and the count of each label, from the files themselves."""
     filesystem, path = open_filesystem(folder)
     table = pads.dataset(path, filesystem=filesystem).to_table(columns=["id", "label", "error"])
     labels = pc.value_counts(table["label"].drop_null()).to_pylist()

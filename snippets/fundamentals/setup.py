@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 # --8<-- [start:imports]
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 # --8<-- [end:imports]
 
 
+# --8<-- [start:environment]
+IMAGES = os.environ.get("IMAGES") or "s3://anonymous@air-example-data-2/imagenette2/val/"
+MODEL = os.environ.get("MODEL") or "microsoft/resnet-50@34c2154c194f829b11125337b98c8f5f9965ff19"
+# --8<-- [end:environment]
+
+
 # --8<-- [start:checkpoint]
 def split_revision(model: str) -> tuple[str, str | None]:
-    """Return name and revision of ``name@revision``; a folder has no revision.
+    """Return name and revision of `name@revision`; a folder has no revision.
 
     A revision pins a hub checkpoint to one commit, so that a rerun computes what the first run computed.
     """
@@ -31,8 +38,8 @@ def split_revision(model: str) -> tuple[str, str | None]:
 def configure_data_context(progress_bars: bool = True, no_progress_timeout_s: float = 120) -> None:
     """Set the switches that datasets copy when they are made: call it before the first read.
 
-    ``no_progress_timeout_s`` ends a pipeline that waits for resources no node has, with an
-    ``ExecutionTimeoutError``; Ray's own default is 1800 seconds.
+    `no_progress_timeout_s` ends a pipeline that waits for resources no node has, with an
+    `ExecutionTimeoutError`; Ray's own default is 1800 seconds.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = progress_bars
@@ -60,7 +67,7 @@ def describe_cluster(timeout_s: float = 120) -> list[dict[str, Any]]:
     """Return one row a live node: CPUs, GPUs, memory in bytes, and the torch of a worker on it.
 
     The worker that looks for CUDA reserves the node's GPUs, because Ray hides the devices that a
-    task did not ask for. Raises ``ray.exceptions.GetTimeoutError`` where a node has none free in time.
+    task did not ask for. Raises `ray.exceptions.GetTimeoutError` where a node has none free in time.
     """
     nodes = []
     for node in ray.nodes():

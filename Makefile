@@ -1,0 +1,83 @@
+# Every entry point of the project; `make help` lists them.
+
+# The first Python that is new enough and not too new. TORCH=cpu takes PyTorch's CPU build, where PyPI's would
+# bring several gigabytes of CUDA: make setup TORCH=cpu
+PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$python && break; done)
+TORCH ?= default
+PIP_TORCH = $(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pytorch.org/whl/cpu)
+
+BIN = .venv/bin
+READY = .venv/.ready
+SAMPLES = .cache/samples
+IMAGES ?= $(CURDIR)/$(SAMPLES)/images
+MODEL ?= $(CURDIR)/$(SAMPLES)/model
+SOURCES = mkdocs.yml $(shell find docs snippets -type f -not -name '*.pyc' 2>/dev/null)
+PART ?=
+PAGE ?=
+TESTS = $(if $(PART),$(wildcard tests/unit/$(PART)),tests)
+PAGES = $(if $(PART),docs/$(PART),docs)
+
+export RAY_USAGE_STATS_ENABLED = 0  # no request leaves this machine
+export NO_MKDOCS_2_WARNING = 1
+export PYTHONWARNINGS = ignore::FutureWarning
+
+.DEFAULT_GOAL = help
+.PHONY: help setup samples demo site build serve test check bench lint print-env
+
+help: ## list the entry points
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
+		awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(READY) ## create .venv with everything pinned (TORCH=cpu: without CUDA)
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed, and neither is on the PATH." >&2; exit 2; }
+	@echo "Setting up .venv with $(PYTHON): a few minutes the first time."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_TORCH) -c constraints.txt -e '.[dev]' 2>.venv/pip.log || \
+		{ cat .venv/pip.log >&2; exit 1; }
+	@touch $@
+
+samples: $(READY) ## build the sample images and the sample model (redone only where something changed)
+	@$(BIN)/python -m snippets.samples --root $(SAMPLES) --quiet
+
+demo: samples ## run the naive and the optimized pipeline on 128 images and compare them
+	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.demo
+
+site: demo build ## run the main example and build the site: the first command to type
+	@echo
+	@echo "The site is in site/. To read it: make serve, then open http://127.0.0.1:8000"
+
+build: $(READY) site/.built ## build the site with MkDocs alone (strict)
+
+site/.built: $(SOURCES) $(READY)
+	@$(BIN)/mkdocs build --strict
+	@touch $@
+
+serve: $(READY) ## serve the site at http://127.0.0.1:8000 and reload it as pages change
+	@$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8000
+
+lint: $(READY) ## check style, types and spelling
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/codespell README.md docs snippets tests Makefile
+
+# The tests run the pages once more, on other images and without a GPU.
+test: samples lint build ## run everything that proves the site true (PART=fundamentals: that part)
+	@rm -f .cache/tests.xml .cache/blocks.json
+	$(BIN)/pytest $(TESTS) --junitxml=.cache/tests.xml -o junit_family=xunit1
+	$(BIN)/pytest --codeblocks $(PAGES) --codeblocks-report=.cache/blocks.json
+	$(if $(PART),,$(BIN)/python -m tests.claims .cache/tests.xml .cache/blocks.json)
+
+check: samples ## run the blocks of one page: make check PAGE=docs/setup.md
+	@test -f "$(PAGE)" || { echo "make check needs a page, as in: make check PAGE=docs/setup.md" >&2; exit 2; }
+	$(BIN)/pytest --codeblocks $(PAGE)
+
+bench: samples ## measure everything that the pages state, write docs/assets/results and render it
+	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark
+
+print-env: ## print IMAGES and MODEL of the samples, as `export $(make -s print-env)` takes them
+	@echo IMAGES=$(IMAGES)
+	@echo MODEL=$(MODEL)

@@ -1,0 +1,141 @@
+"""The figures of a results file as SVG: in the page's own colours, or in fixed ones for the README."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from xml.sax.saxutils import escape
+
+from snippets.benchmark.breakdown import KINDS
+from snippets.benchmark.contenders import CONTENDERS
+from snippets.benchmark.formats import percent, rate
+
+WIDTH, MARGIN = 440, 8
+INNER = WIDTH - 2 * MARGIN
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Colours as SVG takes them."""
+
+    text: str
+    paper: str
+    line: str
+    fill: str
+    a: str
+    b: str
+    c: str
+    d: str
+
+
+# Page variables, with fall-backs for a page that lacks them.
+PAGE = Palette(
+    "var(--md-default-fg-color, #222)",
+    "var(--md-default-bg-color, #fff)",
+    "var(--figure-line, #70808c)",
+    "var(--figure-fill, #eef3f7)",
+    "var(--figure-a, #2b6a97)",
+    "var(--figure-b, #c2571a)",
+    "var(--figure-c, #7a8b3a)",
+    "var(--figure-d, #7b5a94)",
+)
+# An image knows nothing of the page around it: tones that can be read on white and on near-black.
+FIXED = Palette("#767676", "#fff", "#767676", "#ccc", "#3f82b5", "#cf6a30", "#7a8b3a", "#8b6aa4")
+
+
+def draw_throughput(results: dict[str, Any], colours: Palette = PAGE) -> str:
+    """Return bars of the steady state, each with its lowest and highest round, and the bound as a dashed tick."""
+    found, bounds = results["summary"]["contenders"], results["summary"]["bound"]
+    names = [name for name in found if found[name]["steady_rows_per_second"]]
+    limit = {name: bounds[CONTENDERS[name].dtype]["one_process"]["median"] for name in names}
+    longest = [found[name]["steady_rows_per_second"]["max"] for name in names]
+    scale = INNER / max([*longest, *limit.values(), 1e-9])
+    shapes, said = [], []
+    for row, name in enumerate(names):
+        steady, y = found[name]["steady_rows_per_second"], 4 + 52 * row
+        is_pool, title = CONTENDERS[name].is_pool, CONTENDERS[name].title
+        speed = f"{rate(steady['median'])} images/s"
+        low, high = (_at(steady[end] * scale) for end in ("min", "max"))
+        shapes += [
+            _text(MARGIN, y + 14, title, colours),
+            _text(WIDTH - MARGIN, y + 14, speed, colours, 'text-anchor="end" font-weight="600"'),
+            f'<rect x="{MARGIN}" y="{y + 21}" width="{steady["median"] * scale:.1f}" height="18" '
+            f'fill="{colours.a if is_pool else colours.b}"/>',
+            f'<path d="M{low} {y + 30} H{high} M{low} {y + 25} v10 M{high} {y + 25} v10" '
+            f'stroke="{colours.text}" stroke-width="1.5" fill="none"/>',
+        ]
+        said.append(f"{title}: {speed}")
+        if is_pool:
+            shapes.append(_tick(_at(limit[name] * scale), y + 17, 26, colours))
+            said[-1] += f", bound {rate(limit[name])}"
+    y = 4 + 52 * len(names) + 12
+    shapes += [
+        f'<path d="M{MARGIN} {y} h22 M{MARGIN} {y - 5} v10 M{MARGIN + 22} {y - 5} v10" '
+        f'stroke="{colours.text}" stroke-width="1.5" fill="none"/>',
+        _text(MARGIN + 30, y + 5, "lowest to highest round", colours),
+        _tick("240", y - 9, 18, colours),
+        _text(250, y + 5, "bound of the hardware", colours),
+    ]
+    return _svg("throughput", "Images per second in steady state", ". ".join(said) + ".", y + 16, shapes)
+
+
+def draw_breakdown(results: dict[str, Any], colours: Palette = PAGE) -> str:
+    """Return one bar of the naive run's time, cut by kind, numbered, with a legend that gives the shares."""
+    shares: dict[str, float] = results["summary"]["breakdown"]
+    fills = dict(
+        zip(
+            KINDS,
+            (colours.line, colours.d, colours.b, colours.c, colours.a, colours.fill, colours.fill),
+            strict=True,
+        )
+    )
+    shapes, said, x = [], [], float(MARGIN)
+    for number, (kind, title) in enumerate(KINDS.items(), 1):
+        width, y = shares[kind] * INNER, 66 + 24 * (number - 1)
+        ink = colours.text if fills[kind] == colours.fill else colours.paper
+        edge = f'fill="{fills[kind]}" stroke="{colours.line}" stroke-width="1"'
+        middle = f'text-anchor="middle" fill="{ink}"'
+        shapes.append(f'<rect x="{x:.1f}" y="8" width="{width:.1f}" height="36" {edge}/>')
+        if width >= 14:
+            shapes.append(f'<text x="{x + width / 2:.1f}" y="31" font-size="14" {middle}>{number}</text>')
+        shapes += [
+            f'<rect x="{MARGIN}" y="{y - 1}" width="20" height="18" {edge}/>',
+            f'<text x="{MARGIN + 10}" y="{y + 13}" font-size="14" {middle}>{number}</text>',
+            _text(MARGIN + 28, y + 13, title, colours),
+            _text(WIDTH - MARGIN, y + 13, f"{percent(shares[kind])} %", colours, 'text-anchor="end"'),
+        ]
+        said.append(f"{title}: {percent(shares[kind])} %")
+        x += width
+    title = "Where the time of the naive run goes"
+    return _svg("breakdown", title, ". ".join(said) + ".", 66 + 24 * len(KINDS), shapes)
+
+
+def as_figure(svg: str) -> str:
+    """Return an SVG as a page includes it."""
+    return f'<figure class="chart">{svg.rstrip()}</figure>\n'
+
+
+def _svg(name: str, title: str, description: str, height: int, shapes: list[str]) -> str:
+    lines = [
+        f'<svg viewBox="0 0 {WIDTH} {height}" width="100%" role="img" '
+        f'aria-labelledby="{name}-title {name}-desc" xmlns="http://www.w3.org/2000/svg" '
+        'style="font-family: var(--md-text-font-family, system-ui), sans-serif">',
+        f'<title id="{name}-title">{escape(title)}</title>',
+        f'<desc id="{name}-desc">{escape(description)}</desc>',
+        *shapes,
+        "</svg>",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _at(length: float) -> str:
+    return f"{MARGIN + length:.1f}"
+
+
+def _text(x: float, y: float, words: str, colours: Palette, more: str = "") -> str:
+    attributes = f" {more}" if more else ""
+    return f'<text x="{x:g}" y="{y:g}" font-size="14" fill="{colours.text}"{attributes}>{escape(words)}</text>'
+
+
+def _tick(x: str, y: float, height: float, colours: Palette) -> str:
+    return f'<path d="M{x} {y} v{height}" stroke="{colours.text}" stroke-width="2.5" stroke-dasharray="4 2"/>'

@@ -1,0 +1,93 @@
+"""Write what the pages and the README show of the results file: numbers, tables and figures."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from snippets.benchmark import tables
+from snippets.benchmark.figures import FIXED, as_figure, draw_breakdown, draw_throughput
+from snippets.benchmark.numbers import format_numbers
+from snippets.benchmark.provenance import ROOT
+from snippets.benchmark.results import PUBLISHED, load_results
+from snippets.command import Parser
+
+RESULTS = PUBLISHED.relative_to(ROOT)
+README_BLOCK = re.compile(r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", re.DOTALL)
+
+
+def render(root: Path = ROOT) -> dict[Path, str]:
+    """Return the text of each rendered file by its path, from the results file below `root`."""
+    path = root / RESULTS
+    results = load_results(path)
+    folder, figures = root / "docs" / "assets" / "results", root / "docs" / "assets" / "figures"
+    rendered = {
+        folder / "numbers.md": format_numbers(results),
+        folder / "tables.md": format_tables(results, root, path),
+        figures / "throughput.svg": as_figure(draw_throughput(results)),
+        figures / "breakdown.svg": as_figure(draw_breakdown(results)),
+        figures / "throughput-readme.svg": draw_throughput(results, FIXED),
+    }
+    readme = root / "README.md"
+    if readme.exists() and README_BLOCK.search(text := readme.read_text()):
+        block = f"{tables.short_table(results)}\n\n{tables.provenance_line(results)}\n"
+        rendered[readme] = README_BLOCK.sub(lambda match: match[1] + block + match[2], text)
+    return rendered
+
+
+def format_tables(results: dict[str, Any], root: Path, path: Path) -> str:
+    """Return a file with one section a table, as `--8<-- "FILE:NAME"` includes it."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()  # so that any change of the results shows
+    sections = {
+        "summary": tables.summary_table(results),
+        "naive": tables.naive_table(results),
+        "limits": tables.limits_table(results),
+        "costs": tables.costs_table(results),
+        "anti-patterns": tables.anti_patterns_table(results),
+        "breakdown": tables.breakdown_table(results),
+        "provenance": tables.provenance_table(results, RESULTS.as_posix(), digest),
+        "provenance-line": tables.provenance_line(results),
+        "parts": tables.parts_rows(root / "docs"),
+    }
+    return "\n".join(
+        f"<!-- --8<-- [start:{name}] -->\n{table}\n<!-- --8<-- [end:{name}] -->\n"
+        for name, table in sections.items()
+    )
+
+
+def differing(root: Path = ROOT) -> list[Path]:
+    """Return the files that are not what rendering would write."""
+    return [path for path, text in render(root).items() if not path.exists() or path.read_text() != text]
+
+
+def write_all(root: Path = ROOT) -> list[Path]:
+    """Write the files that differ, and return them."""
+    rendered, changed = render(root), differing(root)
+    for path in changed:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(rendered[path])
+    return changed
+
+
+def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    """Render, or with `--check` name the files that differ; return 1 where there are any, 2 for bad results."""
+    parser = Parser(prog="python -m snippets.benchmark.render", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where files differ")
+    options = parser.parse_args(arguments)
+    try:
+        changed = differing(root) if options.check else write_all(root)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    for path in changed:
+        verb = "differs from" if options.check else "rendered from"
+        sys.stdout.write(f"{path.relative_to(root)} {verb} {RESULTS}\n")
+    return int(options.check and bool(changed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

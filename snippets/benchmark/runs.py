@@ -1,0 +1,133 @@
+"""One measurement in a process of its own, with a fresh Ray, as a user's: a contender, the limits, or the costs.
+
+`python -m snippets.benchmark.runs ANSWER` reads a request as JSON from standard input and writes its answer to
+the file ANSWER. A request names its `kind` and the parameters of the function of that kind.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import ray
+
+from snippets.benchmark.breakdown import break_down
+from snippets.benchmark.contenders import CONTENDERS, Source
+from snippets.command import ray_options
+from snippets.fundamentals import costs
+from snippets.fundamentals.actor_pool import KEEP_FREED_MEMORY
+from snippets.fundamentals.setup import configure_data_context
+from snippets.recording import recording, start_up_seconds, steady_rate
+
+BATCH_SIZE, GPU_BATCH_SIZE = 16, 64  # what `classify` chooses
+
+
+def run_contender(name: str, source: Source, model: str) -> dict[str, Any]:
+    """Run a contender to its last row and return what it did.
+
+    `seconds` and `start_up_seconds` begin once Ray is there, which takes `ray_init_seconds`; for
+    `steady_rows_per_second`, `start_up_seconds` and `peak_memory_bytes` see `snippets.recording`. `labels` maps
+    ids to labels. `accuracy` is the share of labels (0 to 1) that are the name of the image's folder, null
+    where no folder has the name of a label. `breakdown` is there for `naive` alone.
+    """
+    began = time.time()
+    with recording(**ray_options()) as record:
+        configure_data_context(progress_bars=False)
+        started = time.time()
+        rows = _drain(CONTENDERS[name].run(source, model, None))
+        ended = time.time()
+    ray.shutdown()
+    batches = record.of("batch")
+    labels = {row["id"]: row["label"] for row in rows}
+    run = {
+        "rows": len(rows),
+        "errors": sum(bool(row.get("error")) for row in rows),
+        "seconds": ended - started,
+        "ray_init_seconds": started - began,
+        "start_up_seconds": start_up_seconds(batches, started),
+        "steady_rows_per_second": steady_rate(batches),
+        "model_loads": len(record.of("load")),
+        "batches": len(batches),
+        "peak_memory_bytes": record.peak_memory_bytes,
+        "device": ", ".join(sorted({event.device for event in batches})),
+        "accuracy": _accuracy(labels),
+    }
+    answer: dict[str, Any] = {"run": run, "labels": labels}
+    if name == "naive":
+        answer["breakdown"] = break_down(record.events, started, ended)
+    return answer
+
+
+def _drain(predictions: ray.data.Dataset) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for table in predictions.iter_batches(batch_size=None, batch_format="pyarrow"):
+        rows += table.to_pylist()
+    return rows
+
+
+def _accuracy(labels: dict[str, str]) -> float | None:
+    folders = {image: PurePosixPath(image).parent.name for image in labels}
+    if set(labels.values()).isdisjoint(folders.values()):
+        return None
+    return sum(labels[image] == folder for image, folder in folders.items()) / len(labels)
+
+
+def measure_limits(
+    source: Source, model: str, dtypes: list[str], seconds: float, one_process_only: bool = False
+) -> dict[str, Any]:
+    """Return what no pipeline can pass here: `cores`, `decode_seconds` an image on one core, `forward` rates.
+
+    `forward` maps a dtype to images per second of bare forward passes, in batches as the pool makes them, of
+    `one_process` with a thread for each core, and of `process_per_core` with one thread each, null on a GPU.
+    """
+    ray.init(**ray_options())
+    cores = int(ray.cluster_resources()["CPU"])
+    on_gpu = ray.cluster_resources().get("GPU", 0) >= 1
+    batch_size = GPU_BATCH_SIZE if on_gpu else BATCH_SIZE
+
+    def rate(dtype: str, processes: int, threads: int) -> float:
+        return costs.forward_rate(model, processes, threads, dtype, batch_size, seconds, KEEP_FREED_MEMORY)
+
+    forward = {
+        dtype: {
+            "one_process": rate(dtype, 1, cores),
+            "process_per_core": None if on_gpu or one_process_only else rate(dtype, cores, 1),
+        }
+        for dtype in dtypes
+    }
+    decode_seconds = costs.decode_seconds(source, model)  # type: ignore[arg-type]
+    ray.shutdown()
+    return {"cores": cores, "on_gpu": on_gpu, "decode_seconds": decode_seconds, "forward": forward}
+
+
+def measure_costs(source: str, model: str) -> dict[str, Any]:
+    """Return the rows of `costs.measure`."""
+    ray.init(**ray_options())
+    configure_data_context(progress_bars=False)
+    rows = costs.measure(source, model)
+    ray.shutdown()
+    return {"costs": rows}
+
+
+KINDS: dict[str, Callable[..., dict[str, Any]]] = {
+    "contender": run_contender,
+    "limits": measure_limits,
+    "costs": measure_costs,
+}
+
+
+def main() -> None:
+    """Answer the request on standard input."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    request = json.load(sys.stdin)
+    answer = KINDS[request.pop("kind")](**request)
+    Path(sys.argv[1]).write_text(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""The tables of a results file in Markdown, by the names under which the pages include them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from snippets.benchmark.breakdown import EXPLAINED, KINDS
+from snippets.benchmark.contenders import CONTENDERS
+from snippets.benchmark.formats import (
+    MISSING,
+    count,
+    either,
+    factor,
+    gigabytes,
+    median,
+    percent,
+    rate,
+    seconds,
+    with_range,
+)
+from snippets.benchmark.numbers import costs_by_name, small_batches_factor
+
+# What the two values of a row of `costs.measure` are.
+COMPARED = {
+    "load for": ("without", "with"),
+    "one at a time": ("batched", "one at a time"),
+    "one block": ("one block", "eight blocks"),
+    "threads": ("one process of all threads", "a process a core"),
+    "memory": ("given back", "kept"),
+    "decode": ("decode", "forward"),
+}
+WORDS_A_MINUTE = 200  # of prose; code is read word by word as well
+
+
+def format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table; all columns but the first are aligned to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def summary_table(results: dict[str, Any]) -> str:
+    """Return the contenders: speed, over naive and over the bound, start-up, loads and memory."""
+    rows = [
+        [
+            CONTENDERS[name].title,
+            with_range(found["steady_rows_per_second"], rate),
+            median(found["over_naive"], factor),
+            median(found["over_bound"], factor) if CONTENDERS[name].is_pool else "",
+            median(found["start_up_seconds"], seconds),
+            median(found["model_loads"], count),
+            median(found["peak_memory_bytes"], gigabytes),
+        ]
+        for name, found in results["summary"]["contenders"].items()
+    ]
+    head = ["pipeline", "images/s in steady state", "over naive", "over its bound"]
+    return format_table([*head, "start-up, s", "model loads", "peak memory, GB"], rows)
+
+
+def short_table(results: dict[str, Any]) -> str:
+    """Return the contenders with their speed alone, as the README shows them."""
+    rows = [
+        [
+            CONTENDERS[name].title,
+            median(found["steady_rows_per_second"], rate),
+            median(found["over_naive"], factor),
+        ]
+        for name, found in results["summary"]["contenders"].items()
+    ]
+    return format_table(["pipeline", "images/s in steady state", "over naive"], rows)
+
+
+def naive_table(results: dict[str, Any]) -> str:
+    """Return what was counted in the naive run."""
+    found = results["summary"]["contenders"]["naive"]
+    keys = {
+        "batches": count,
+        "model_loads": count,
+        "seconds": seconds,
+        "start_up_seconds": seconds,
+        "steady_rows_per_second": rate,
+    }
+    row = [count(results["images"]["naive"]), *(median(found[key], write) for key, write in keys.items())]
+    head = ["images", "batches", "model loads", "seconds", "of them start-up", "images/s in steady state"]
+    return format_table(head, [row])
+
+
+def limits_table(results: dict[str, Any]) -> str:
+    """Return the bare forward rates, the rate of decoding, and the bounds that follow."""
+    summary = results["summary"]
+    dtypes = list(summary["forward"])
+    rows = []
+    for key, title in (("forward", "bare forward passes"), ("bound", "bound 1 / (1/f + d/cores)")):
+        for arrangement, how in (
+            ("one_process", "one process, all cores"),
+            ("process_per_core", "a process a core"),
+        ):
+            cells = [with_range(summary[key][dtype][arrangement], rate) for dtype in dtypes]
+            rows.append([f"{title}, {how}", *cells])
+    decode = with_range(summary["decode_per_core"], rate)
+    rows.insert(2, ["decode and resize, one core", *[decode] * len(dtypes)])
+    return format_table(["images/s", *dtypes], rows)
+
+
+def costs_table(results: dict[str, Any]) -> str:
+    """Return the costs, each measured alone."""
+    rows = []
+    for cost, row in costs_by_name(results).items():
+        names = next((names for start, names in COMPARED.items() if cost.startswith(start)), ("less", "more"))
+        pair = [
+            f"{name}: {_value(row[key], row['unit'])} {row['unit']}"
+            for name, key in zip(names, ("less", "more"), strict=True)
+        ]
+        rows.append([cost, *pair, factor(row["factor"])])
+    return format_table(["what is compared", "first", "second", "second over first"], rows)
+
+
+def _value(value: float, unit: str) -> str:
+    if unit == "images/s":
+        return rate(value)
+    return f"{value:.3g}"
+
+
+def anti_patterns_table(results: dict[str, Any]) -> str:
+    """Return the four habits that older guides name, with the factors measured here."""
+    costs = costs_by_name(results)
+
+    def of(cost: str) -> str:
+        return factor(costs[cost]["factor"]) if cost in costs else MISSING
+
+    on_cpu = results["provenance"]["hardware"]["gpu"] is None
+    rows = [
+        ["Model loading per batch", "a load before each batch of 4", of("load for each batch of 4")],
+        ["Small batch sizes", "batches of 4 instead of 64", either(small_batches_factor(costs), factor)],
+        ["Sequential processing", "one image instead of 16", of("one at a time instead of batches of 16")],
+        ["Low concurrency", "one actor at work instead of 2", of("one block for two actors")],
+    ]
+    if on_cpu:
+        return format_table(
+            ["anti-pattern", "compared here", "factor on this CPU", "on a GPU"],
+            [[*row, "not measured on this hardware"] for row in rows],
+        )
+    return format_table(["anti-pattern", "compared here", "factor on this GPU"], rows)
+
+
+def breakdown_table(results: dict[str, Any]) -> str:
+    """Return the shares of the naive run's time."""
+    shares = results["summary"]["breakdown"]
+    rows = [[title, f"{percent(shares[kind])} %"] for kind, title in KINDS.items()]
+    explained = ", ".join(KINDS[kind].split(",")[0].lower() for kind in EXPLAINED)
+    rows.append([f"**Explained** ({explained})", f"**{percent(results['summary']['explained'])} %**"])
+    return format_table(["time of both lanes", "share"], rows)
+
+
+def provenance_table(results: dict[str, Any], name: str, digest: str) -> str:
+    """Return where the numbers come from; `name` and `digest` are those of the results file."""
+    found = results["provenance"]
+    hardware = found["hardware"]
+    images = "; ".join(f"{CONTENDERS[name].title}: {number}" for name, number in results["images"].items())
+    rows = [
+        ["date", found["date"]],
+        ["commit", _commit(found)],
+        ["command", f"`{found['command']}`"],
+        ["rounds", count(len(results["rounds"])) + ("" if results["complete"] else ", then interrupted")],
+        ["images a run", images],
+        ["images, checkpoint", f"`{found['images']}`, `{found['model']}`"],
+        ["processor", f"{hardware['processor']}, {hardware['cores']} cores"],
+        ["instruction sets", ", ".join(hardware["instruction_sets"]) or "none that matter"],
+        ["GPU", hardware["gpu"] or "none"],
+        ["memory", f"{hardware['memory_bytes'] / 2**30:.1f} GiB"],
+        ["system", found["system"]],
+        ["versions", ", ".join(f"{name} {version}" for name, version in found["versions"].items())],
+        ["results file", f"`{name}`, SHA-256 `{digest[:16]}\u2026`"],
+    ]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [["", ""], ["---", "---"], *rows])
+
+
+def provenance_line(results: dict[str, Any]) -> str:
+    """Return where the numbers come from in a sentence."""
+    found, rounds = results["provenance"], len(results["rounds"])
+    hardware, versions = found["hardware"], found["versions"]
+    times = "One round" if rounds == 1 else f"Medians of {rounds} rounds"
+    device = hardware["gpu"] or f"{hardware['processor']}, {hardware['cores']} cores, no GPU"
+    stacks = f"Ray {versions['ray']}, PyTorch {versions['torch']}, transformers {versions['transformers']}"
+    return f"{times} on {device}, {found['date'][:10]}, commit {_commit(found)}, {stacks}."
+
+
+def _commit(found: dict[str, Any]) -> str:
+    if found["commit"] is None:
+        return "unknown"
+    return f"`{found['commit'][:12]}`" + (" with uncommitted changes" if found["uncommitted_changes"] else "")
+
+
+def parts_rows(docs: Path) -> str:
+    """Return the rows of the overview's table of parts, with the reading time of those that there are."""
+    parts = {
+        "fundamentals": ("Part 1: Fundamentals", "from the naive pipeline to a pool near the limit"),
+        "optimization": ("Part 2: Optimization", "how to make a pipeline faster, problem by problem"),
+        "architecture": ("Part 3: Architecture", "why Ray Data behaves as it does"),
+    }
+    rows = []
+    for folder, (title, covers) in parts.items():
+        pages = sorted((docs / folder).glob("*.md"))
+        if pages:
+            words = sum(len(page.read_text().split()) for page in pages)
+            minutes = max(5, 5 * round(words / WORDS_A_MINUTE / 5))
+            rows.append(f"| [{title}]({folder}/index.md) | {covers} | {minutes} min |")
+        else:
+            rows.append(f"| {title} | {covers} | being written |")
+    return "\n".join(rows)

@@ -1,0 +1,48 @@
+"""The pages hold beyond the samples: on other images and labels, and on a cluster that has no GPU."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from snippets.fundamentals import setup
+from snippets.samples import build_samples
+from tests.page_environment import PUBLIC
+from tests.page_rendering import ROOT
+
+OTHER_LABELS = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(600)
+def test_pages_hold_on_other_images_and_labels_without_a_gpu(tmp_path: Path) -> None:
+    other = build_samples(ROOT / ".cache" / "other-samples", count=64, seed=1, labels=OTHER_LABELS)
+    report = tmp_path / "report.json"
+    outer = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTEST_"))}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--codeblocks"),
+            *("--codeblocks-gpus=0", f"--codeblocks-report={report}", "docs"),
+        ],
+        cwd=ROOT,
+        env={**outer, "IMAGES": str(other.images), "MODEL": str(other.model)},
+        capture_output=True,
+        text=True,
+    )
+    ran = json.loads(report.read_text())
+    assert (ran["images"], ran["model"]) == (str(other.images), str(other.model))
+    assert ran["cluster"]["gpus"] == 0
+    failed = [f"{block['page']}:{block['line']}: {block['cause']}" for block in ran["blocks"] if block["cause"]]
+    assert [cause for cause in failed if not cause.endswith("no CUDA device")] == []
+    assert done.returncode == 0, done.stdout
+    assert len({block["page"] for block in ran["blocks"]}) >= 7
+
+
+def test_the_runner_falls_back_to_what_the_pages_fall_back_to() -> None:
+    source = inspect.getsource(setup)
+    for name, place in PUBLIC.items():
+        assert f'{name} = os.environ.get("{name}") or "{place}"' in source

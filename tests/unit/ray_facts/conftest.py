@@ -1,0 +1,105 @@
+"""What the tests of Ray's own behaviour share: one cluster, and settings that do not outlive a test."""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from tests.ray_cluster import RayCluster
+
+
+@pytest.fixture(autouse=True)
+def driver(connected: RayCluster) -> None:
+    """Be connected to the cluster: one CPU on the head, two workers with two CPUs and a logical GPU each."""
+
+
+@pytest.fixture(autouse=True)
+def context(driver: None) -> Iterator[Any]:
+    """Ray Data's settings, as they are by default; a test may change them."""
+    before, context = ray.data.DataContext.get_current(), ray.data.DataContext()
+    context.enable_progress_bars = False
+    ray.data.DataContext._set_current(context)
+    yield context
+    ray.data.DataContext._set_current(before)
+
+
+@pytest.fixture
+def warned() -> Iterator[list[str]]:
+    """The warnings that Ray Data logs, which go neither to `caplog` nor to Python's `warnings`."""
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    yield messages
+    logger.setLevel(level)
+    logger.removeHandler(handler)
+
+
+class Counter:
+    """Count calls, and how many are inside at the same time."""
+
+    def __init__(self) -> None:
+        self.calls = self.inside = self.most = 0
+
+    def add(self) -> None:
+        """Count a call."""
+        self.calls += 1
+
+    def total(self) -> int:
+        """Return the calls."""
+        return self.calls
+
+    def enter(self) -> None:
+        """Count a task that begins."""
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+
+    def leave(self) -> None:
+        """Count a task that ends."""
+        self.inside -= 1
+
+    def most_inside(self) -> int:
+        """Return how many tasks were inside at the same time."""
+        return self.most
+
+
+@pytest.fixture
+def counter() -> Iterator[Any]:
+    """An actor that counts, from any process."""
+    counter = ray.remote(num_cpus=0)(Counter).remote()
+    yield counter
+    ray.kill(counter)
+
+
+class Holder:
+    """Hold what it reserves."""
+
+    def ready(self) -> bool:
+        """Return once it is held."""
+        return True
+
+
+@pytest.fixture
+def leave_one_cpu() -> Iterator[Callable[[], None]]:
+    """Hold every CPU of the cluster but one, which lies on a node with a GPU."""
+    holders: list[Any] = []
+
+    def hold() -> None:
+        spare = 1
+        for node in ray.nodes():
+            cpus, has_gpu = node["Resources"].get("CPU", 0), "GPU" in node["Resources"]
+            free, spare = (spare, 0) if has_gpu else (0, spare)
+            place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            holder = ray.remote(Holder).options(num_cpus=cpus - free, scheduling_strategy=place)
+            holders.append(holder.remote())
+        ray.get([holder.ready.remote() for holder in holders], timeout=60)
+
+    yield hold
+    for holder in holders:
+        ray.kill(holder)
