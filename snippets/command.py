@@ -43,7 +43,7 @@ def gpus(text: str) -> float:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not (0 <= number <= 1 or number.is_integer() and number > 1):
+    if not (0 <= number <= 1 or (number.is_integer() and number > 1)):
         raise argparse.ArgumentTypeError(f"must be 0 to 1 or a whole number, not {text}")
     return number
 
@@ -151,7 +151,7 @@ def run(
     logger.setLevel(level)
     for handler in logger.handlers:
         if isinstance(handler, logging.StreamHandler):
-            handler.addFilter(_is_no_error)  # an error ends the run in one sentence; the log file has its traceback
+            handler.addFilter(_is_no_error)  # the run ends in one sentence; Ray's log file has the traceback
     began = time.time()
     with recording(**ray_options()) as record:
         configure_data_context(progress_bars=not options.json)

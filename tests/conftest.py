@@ -79,7 +79,6 @@ def _disconnected_after() -> Iterator[None]:
 
 
 def _quiet() -> None:
-    import ray.data
 
     from snippets.fundamentals.setup import configure_data_context
 

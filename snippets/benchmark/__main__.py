@@ -73,7 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     provenance = read_provenance(hardware, source, model, arguments)
     results, is_complete = None, False
     with contextlib.suppress(KeyboardInterrupt):
-        results, is_complete = measure(plan, provenance, output)
+        try:
+            results, is_complete = measure(plan, provenance, output)
+        except RuntimeError as error:  # a run failed; the rounds before it are in the file
+            parser.exit(1, f"{error}\n")
     if results is None:
         sys.stderr.write(f"Interrupted before a round was finished: {output} is as it was.\n")
         return INTERRUPTED

@@ -44,9 +44,9 @@ def median(spread: dict[str, Any] | None, write: Callable[[float], str]) -> str:
 
 
 def with_range(spread: dict[str, Any] | None, write: Callable[[float], str]) -> str:
-    """Return the median and, in brackets, the lowest and the highest value."""
-    if spread is None:
-        return MISSING
+    """Return the median and, in brackets, the lowest and the highest value where they differ."""
+    if spread is None or spread["min"] == spread["max"]:
+        return median(spread, write)
     return f"{write(spread['median'])} ({write(spread['min'])}\u2013{write(spread['max'])})"
 
 

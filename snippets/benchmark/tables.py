@@ -47,15 +47,20 @@ def summary_table(results: dict[str, Any]) -> str:
             CONTENDERS[name].title,
             with_range(found["steady_rows_per_second"], rate),
             median(found["over_naive"], factor),
-            median(found["over_bound"], factor) if CONTENDERS[name].is_pool else "",
+            *(_of_pool(name, found[key]) for key in ("over_bound", "over_other_bound")),
             median(found["start_up_seconds"], seconds),
             median(found["model_loads"], count),
             median(found["peak_memory_bytes"], gigabytes),
         ]
         for name, found in results["summary"]["contenders"].items()
     ]
-    head = ["pipeline", "images/s in steady state", "over naive", "over its bound"]
+    bounds = ["over its bound, one process", "over its bound, a process a core"]
+    head = ["pipeline", "images/s in steady state", "over naive", *bounds]
     return format_table([*head, "start-up, s", "model loads", "peak memory, GB"], rows)
+
+
+def _of_pool(name: str, ratio: dict[str, Any] | None) -> str:
+    return median(ratio, factor) if CONTENDERS[name].is_pool else ""
 
 
 def short_table(results: dict[str, Any]) -> str:

@@ -32,7 +32,10 @@ def remove(name: str) -> Callable[[Path], None]:
 
 
 def write(name: str, text: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_text(text) and None
+    def damage(folder: Path) -> None:
+        (folder / name).write_text(text)
+
+    return damage
 
 
 def pickle_weights(folder: Path) -> None:
@@ -130,7 +133,7 @@ def test_a_hub_checkpoint_with_code_of_its_own_is_refused(
 ) -> None:
     (checkpoint / "config.json").write_text('{"auto_map": {}}')
     Hub(monkeypatch, checkpoint, FILES)
-    with pytest.raises(ValueError, match="^The checkpoint who/what brings code of its own"):
+    with pytest.raises(ValueError, match=r"^The checkpoint who/what brings code of its own"):
         check_checkpoint("who/what")
 
 

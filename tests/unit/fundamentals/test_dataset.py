@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 from pyarrow import fs
 
-from snippets.fundamentals import dataset
 from snippets.fundamentals.dataset import describe_batch, list_images, open_filesystem, read_images
 
 if TYPE_CHECKING:
@@ -124,7 +123,9 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     served.server.server_close()
 
 
-@pytest.mark.parametrize(("uri", "is_signed"), [("s3://anonymous@public/a/1.jpg", False), ("s3://own/a/1.jpg", True)])
+@pytest.mark.parametrize(
+    ("uri", "is_signed"), [("s3://anonymous@public/a/1.jpg", False), ("s3://own/a/1.jpg", True)]
+)
 def test_s3_is_read_from_the_endpoint_and_signed_unless_anonymous(
     bucket: Bucket, uri: str, is_signed: bool
 ) -> None:
@@ -142,7 +143,12 @@ def test_s3_is_read_from_the_endpoint_and_signed_unless_anonymous(
 def test_a_public_bucket_is_read_in_its_own_region(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     asked = []
-    monkeypatch.setattr(dataset.fs, "resolve_s3_region", lambda name: asked.append(name) or "eu-west-3")
+
+    def resolve(name: str) -> str:
+        asked.append(name)
+        return "eu-west-3"
+
+    monkeypatch.setattr(fs, "resolve_s3_region", resolve)
     filesystem, path = open_filesystem("s3://anonymous@public/imagenette2/val/")
     assert (asked, path) == (["public"], "public/imagenette2/val/")
     assert filesystem.region == "eu-west-3"

@@ -33,9 +33,7 @@ def context() -> Iterator[DataContext]:
     DataContext._set_current(before)
 
 
-def test_every_node_is_described_by_a_worker_on_it(
-    connected: RayCluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_node_is_described_by_a_worker_on_it(connected: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     version = torch.__version__
     monkeypatch.setattr(torch, "__version__", "the driver's")
     dead = {**ray.nodes()[0], "Alive": False}

@@ -55,10 +55,11 @@ class Counter:
         """Return the calls."""
         return self.calls
 
-    def enter(self) -> None:
-        """Count a task that begins."""
+    def enter(self) -> int:
+        """Count a task that begins; return how many are inside with it."""
         self.inside += 1
         self.most = max(self.most, self.inside)
+        return self.inside
 
     def leave(self) -> None:
         """Count a task that ends."""

@@ -1,5 +1,7 @@
 """How Ray Data schedules: what waits for ever, what runs with less than was asked, and in which order."""
 
+import os
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -71,6 +73,7 @@ def test_the_cpu_of_a_gpu_actor_is_the_difference_between_running_and_waiting(
     pool = ActorPoolStrategy(size=1)
     with pytest.raises(ExecutionTimeoutError, match="no progress"):
         tagged(num_gpus=1, compute=pool).take_all()
+    context.execution_no_progress_timeout_s = 120
     assert len(tagged(num_gpus=1, num_cpus=0, compute=pool).take_all()) == 80
 
 
@@ -96,9 +99,7 @@ def test_concurrency_logs_that_compute_has_taken_its_place(warned: list[str]) ->
 def test_rows_do_not_come_out_in_the_order_of_the_input(counter: Any) -> None:
     def last_is_first(batch: dict[str, Any]) -> dict[str, Any]:
         if batch["id"][0] == 0:
-            deadline = time.monotonic() + 60
-            while ray.get(counter.total.remote()) < 3 and time.monotonic() < deadline:
-                time.sleep(0.05)
+            wait_until(lambda: ray.get(counter.total.remote()) == 3)
         ray.get(counter.add.remote())
         return batch
 
@@ -106,6 +107,61 @@ def test_rows_do_not_come_out_in_the_order_of_the_input(counter: Any) -> None:
     ids = [row["id"] for row in rows]
     assert sorted(ids) == [0, 1, 2, 3]
     assert ids[0] != 0
+
+
+def test_a_task_is_a_block_however_many_batches_are_cut_from_it() -> None:
+    def tag(batch: dict[str, Any]) -> dict[str, Any]:
+        return {"task": [ray.get_runtime_context().get_task_id()], "rows": [len(batch["id"])]}
+
+    batches = ray.data.range(100, override_num_blocks=4).map_batches(tag, batch_size=10).take_all()
+    assert sorted(batch["rows"] for batch in batches) == [5] * 4 + [10] * 8
+    assert len({batch["task"] for batch in batches}) == 4
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Return when it is so; fail if it never is."""
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_an_actor_is_given_two_tasks_in_advance(counter: Any) -> None:
+    class Late(Tag):
+        """The second actor starts once the first is at work, which ends once the second has started."""
+
+        def __init__(self) -> None:
+            if ray.get(counter.enter.remote()) == 2:
+                wait_until(lambda: ray.get(counter.total.remote()) >= 1)
+                ray.get(counter.add.remote())
+
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            if ray.get(counter.total.remote()) == 0:
+                ray.get(counter.add.remote())
+            wait_until(lambda: ray.get(counter.total.remote()) >= 2)
+            return super().__call__(batch)
+
+    two_blocks = ray.data.range(20, override_num_blocks=2).materialize()
+    rows = two_blocks.map_batches(Late, batch_size=10, compute=ActorPoolStrategy(size=2)).take_all()
+    assert ray.get(counter.most_inside.remote()) == 2
+    assert (len(rows), len({row["actor"] for row in rows})) == (20, 1)
+
+
+def test_an_actor_that_dies_is_replaced_and_starts_from_its_constructor(counter: Any) -> None:
+    class DiesOnce:
+        def __init__(self) -> None:
+            ray.get(counter.enter.remote())
+
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            if ray.get(counter.total.remote()) == 0:
+                ray.get(counter.add.remote())
+                os.kill(os.getpid(), signal.SIGKILL)
+            return batch
+
+    numbers = ray.data.range(40, override_num_blocks=4)
+    rows = numbers.map_batches(DiesOnce, batch_size=10, compute=ActorPoolStrategy(size=1)).take_all()
+    assert sorted(row["id"] for row in rows) == list(range(40))
+    assert ray.get(counter.most_inside.remote()) == 2  # constructors
 
 
 def wait_for_others(counter: Any, expected: int) -> None:
