@@ -13,6 +13,7 @@ SAMPLES = .cache/samples
 IMAGES ?= $(CURDIR)/$(SAMPLES)/images
 MODEL ?= $(CURDIR)/$(SAMPLES)/model
 SOURCES = mkdocs.yml $(shell find docs snippets -type f -not -name '*.pyc' 2>/dev/null)
+PORT ?= 8000
 PART ?=
 PAGE ?=
 TESTS = $(if $(PART),$(wildcard tests/unit/$(PART)),tests)
@@ -47,7 +48,7 @@ demo: samples ## run the naive and the optimized pipeline on 128 images and comp
 
 site: demo build ## run the main example and build the site: the first command to type
 	@echo
-	@echo "The site is in site/. To read it: make serve, then open http://127.0.0.1:8000"
+	@echo "The site is in site/. To read it: make serve, then open http://127.0.0.1:$(PORT)"
 
 build: $(READY) site/.built ## build the site with MkDocs alone (strict)
 
@@ -55,8 +56,8 @@ site/.built: $(SOURCES) $(READY)
 	@$(BIN)/mkdocs build --strict
 	@touch $@
 
-serve: $(READY) ## serve the site at http://127.0.0.1:8000 and reload it as pages change
-	@$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8000
+serve: $(READY) ## serve the site at http://127.0.0.1:8000 (PORT=) and reload it as pages change
+	@$(BIN)/mkdocs serve --dev-addr 127.0.0.1:$(PORT)
 
 lint: $(READY) ## check style, types and spelling
 	@$(BIN)/ruff check .

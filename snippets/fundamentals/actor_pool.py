@@ -231,6 +231,9 @@ def classify(
     batches_per_block = min(8, max(1, len(paths) // (4 * pool.actors * batch_size)))
     rows = batches_per_block * batch_size
     ids = pa.table({"id": paths})
+    environment = KEEP_FREED_MEMORY
+    if not pool.num_gpus:  # an actor that reserved no GPU would else see, and use, all of them
+        environment = {**environment, "CUDA_VISIBLE_DEVICES": ""}
     blocks = [ids[start : start + rows] for start in range(0, len(ids), rows)]
     return (
         ray.data.from_arrow(blocks)
@@ -242,7 +245,7 @@ def classify(
             compute=ray.data.ActorPoolStrategy(size=min(pool.actors, len(blocks))),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus,
-            runtime_env={"env_vars": KEEP_FREED_MEMORY},
+            runtime_env={"env_vars": environment},
         )
     )
 

@@ -155,7 +155,12 @@ def missing_source(place: str, _: str) -> str | None:
     return None if re.fullmatch(r"https://[\w.-]+/\S*", place) else "no public address"
 
 
-EXISTS = {"test": missing_test, "block": missing_block, "result": missing_result, "source": missing_source}
+EXISTS: dict[str, Callable[[str, str], str | None]] = {
+    "test": missing_test,
+    "block": missing_block,
+    "result": missing_result,
+    "source": missing_source,
+}
 
 
 def wrong_seeds(seeds: Entries, pages: Mapping[str, Marked]) -> list[str]:

@@ -87,12 +87,11 @@ class Holder:
 
 
 @pytest.fixture
-def leave_one_cpu() -> Iterator[Callable[[], None]]:
-    """Hold every CPU of the cluster but one, which lies on a node with a GPU."""
+def leave_cpus() -> Iterator[Callable[[int], None]]:
+    """Hold every CPU of the cluster but one or two, which lie on one node, with a GPU."""
     holders: list[Any] = []
 
-    def hold() -> None:
-        spare = 1
+    def hold(spare: int) -> None:
         for node in ray.nodes():
             cpus, has_gpu = node["Resources"].get("CPU", 0), "GPU" in node["Resources"]
             free, spare = (spare, 0) if has_gpu else (0, spare)
