@@ -66,7 +66,8 @@ def torch_of_this_process() -> dict[str, Any]:
 def describe_cluster(timeout_s: float = 120) -> list[dict[str, Any]]:
     """Return one row a live node: CPUs, GPUs, memory in bytes, and the torch of a worker on it.
 
-    The worker that looks for CUDA reserves the node's GPUs, so that it sees those that Ray counts. Raises `ray.exceptions.GetTimeoutError` where a node has none free in time.
+    The worker that looks for CUDA reserves the node's GPUs, so that it sees those that Ray counts. Raises
+    `ray.exceptions.GetTimeoutError` where a node has none free in time.
     """
     nodes = []
     for node in ray.nodes():
