@@ -132,6 +132,14 @@ def test_the_model_is_given_the_same_shape_whatever_the_batch_holds(
     assert shapes == [((4, 3, 224, 224), True)] * 2
 
 
+def test_the_weights_lie_in_the_memory_format_of_the_batches(classifier: Classifier) -> None:
+    import torch
+
+    kernels = [weight for weight in classifier.network.parameters() if weight.dim() == 4 and weight.shape[-1] > 1]
+    assert kernels
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
+
+
 def test_an_undecoded_image_between_others_moves_no_label(classifier: Classifier, decoded: dict[str, Any]) -> None:
     labels = classifier(decoded)["label"].to_pylist()
     broken = {**decoded, "error": np.array(["", "OSError: broken", "", ""])}
