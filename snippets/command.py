@@ -12,7 +12,6 @@ import os
 import platform
 import re
 import sys
-import time
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NoReturn
@@ -127,8 +126,7 @@ def run(
     """Run a module's pipeline and return the report that `--json` prints, and the rows that `consume` kept.
 
     The report: `rows` that came out, `errors` (those that carry one), `files_skipped` (without an image suffix),
-    `seconds` and `start_up_seconds` after `ray_init_seconds`, `steady_rows_per_second` (see `steady_rate`),
-    `model_loads`, `batches`, `peak_memory_bytes` (see `recording`), `device` and `versions`.
+    what `Recording.report` adds, and `versions`.
     """
     from snippets.checkpoint import check_checkpoint
     from snippets.fundamentals.dataset import list_images
@@ -143,7 +141,7 @@ def run(
     import ray.data
 
     from snippets.fundamentals.setup import configure_data_context
-    from snippets.recording import recording, start_up_seconds, steady_rate
+    from snippets.recording import recording
 
     # Where there is no terminal for bars, Ray logs the progress.
     level = logging.ERROR if options.json else logging.WARNING if sys.stdout.isatty() else logging.INFO
@@ -152,27 +150,16 @@ def run(
     for handler in logger.handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.addFilter(_is_no_error)  # the run ends in one sentence; Ray's log file has the traceback
-    began = time.time()
     with recording(**ray_options()) as record:
         configure_data_context(progress_bars=not options.json)
-        started = time.time()
         rows, errors, first = consume(module.run(options))
-        ended = time.time()
     ray.shutdown()
-    batches = record.of("batch")
     versions = {name: importlib.metadata.version(name) for name in VERSIONS}
     report = {
         "rows": rows,
         "errors": errors,
         "files_skipped": len(skipped),
-        "seconds": ended - started,
-        "ray_init_seconds": started - began,
-        "start_up_seconds": start_up_seconds(batches, started),
-        "steady_rows_per_second": steady_rate(batches),
-        "model_loads": len(record.of("load")),
-        "batches": len(batches),
-        "peak_memory_bytes": record.peak_memory_bytes,
-        "device": ", ".join(sorted({event.device for event in batches})) or "cpu",
+        **record.report(),
         "versions": {"python": platform.python_version(), **versions},
     }
     return report, first

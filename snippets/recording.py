@@ -55,10 +55,32 @@ class Recording:
 
     events: list[Event] = field(default_factory=list)
     peak_memory_bytes: int = 0
+    began: float = 0  # in seconds since the epoch, as are the next two
+    connected: float = 0  # to Ray, and the recorders are there
+    ended: float = 0
 
     def of(self, kind: str) -> list[Event]:
         """Return the events of a kind, by their begin."""
         return sorted((event for event in self.events if event.kind == kind), key=lambda event: event.start)
+
+    def report(self) -> dict[str, Any]:
+        """Return what the run did, in numbers.
+
+        `seconds` and `start_up_seconds` begin once Ray is there, which takes `ray_init_seconds`; for
+        `steady_rows_per_second` and `start_up_seconds` see the functions below, for `peak_memory_bytes` see
+        `recording`. `model_loads` and `batches` count the calls.
+        """
+        batches = self.of("batch")
+        return {
+            "seconds": self.ended - self.connected,
+            "ray_init_seconds": self.connected - self.began,
+            "start_up_seconds": start_up_seconds(batches, self.connected),
+            "steady_rows_per_second": steady_rate(batches),
+            "model_loads": len(self.of("load")),
+            "batches": len(batches),
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "device": ", ".join(sorted({event.device for event in batches})) or "cpu",
+        }
 
 
 @contextmanager
@@ -70,11 +92,15 @@ def recording(**init: Any) -> Iterator[Recording]:
     need not peak together, so that the sum is an upper bound. Where the system has no PSS, as on macOS, it is
     the unique set size.
     """
+    began = time.time()
     ray.init(runtime_env={"worker_process_setup_hook": watch}, **init)
     recorders = [_start_recorder(node["NodeID"]) for node in ray.nodes() if node["Alive"]]
+    ray.get([recorder.ready.remote() for recorder in recorders])
     driver, found = MemorySampler([psutil.Process()], with_children=False), Recording()
+    found.began, found.connected = began, time.time()
     try:
         yield found
+        found.ended = time.time()
         for events, peak in ray.get([recorder.finish.remote() for recorder in recorders]):
             found.events += events
             found.peak_memory_bytes += peak
@@ -102,6 +128,9 @@ class Recorder:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.memory = MemorySampler([psutil.Process(os.getppid())], with_children=True)  # a worker's parent
+
+    def ready(self) -> None:
+        """Return once the recorder is there."""
 
     def record(self, event: Event) -> None:
         """Keep an event."""

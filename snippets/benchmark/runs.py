@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,9 +19,8 @@ from snippets.benchmark.breakdown import break_down
 from snippets.benchmark.contenders import CONTENDERS, Source
 from snippets.command import ray_options
 from snippets.fundamentals import costs
-from snippets.fundamentals.actor_pool import KEEP_FREED_MEMORY
 from snippets.fundamentals.setup import configure_data_context
-from snippets.recording import recording, start_up_seconds, steady_rate
+from snippets.recording import recording
 
 BATCH_SIZE, GPU_BATCH_SIZE = 16, 64  # what `classify` chooses
 
@@ -30,36 +28,24 @@ BATCH_SIZE, GPU_BATCH_SIZE = 16, 64  # what `classify` chooses
 def run_contender(name: str, source: Source, model: str) -> dict[str, Any]:
     """Run a contender to its last row and return what it did.
 
-    `seconds` and `start_up_seconds` begin once Ray is there, which takes `ray_init_seconds`; for
-    `steady_rows_per_second`, `start_up_seconds` and `peak_memory_bytes` see `snippets.recording`. `labels` maps
-    ids to labels. `accuracy` is the share of labels (0 to 1) that are the name of the image's folder, null
-    where no folder has the name of a label. `breakdown` is there for `naive` alone.
+    `run` is what `Recording.report` says, with `rows`, `errors` and `accuracy`: the share of labels (0 to 1)
+    that are the name of the image's folder, null where no folder has the name of a label. `labels` maps ids to
+    labels. `breakdown` is there for `naive` alone.
     """
-    began = time.time()
     with recording(**ray_options()) as record:
         configure_data_context(progress_bars=False)
-        started = time.time()
         rows = _drain(CONTENDERS[name].run(source, model, None))
-        ended = time.time()
     ray.shutdown()
-    batches = record.of("batch")
     labels = {row["id"]: row["label"] for row in rows}
     run = {
         "rows": len(rows),
         "errors": sum(bool(row.get("error")) for row in rows),
-        "seconds": ended - started,
-        "ray_init_seconds": started - began,
-        "start_up_seconds": start_up_seconds(batches, started),
-        "steady_rows_per_second": steady_rate(batches),
-        "model_loads": len(record.of("load")),
-        "batches": len(batches),
-        "peak_memory_bytes": record.peak_memory_bytes,
-        "device": ", ".join(sorted({event.device for event in batches})),
+        **record.report(),
         "accuracy": _accuracy(labels),
     }
     answer: dict[str, Any] = {"run": run, "labels": labels}
     if name == "naive":
-        answer["breakdown"] = break_down(record.events, started, ended)
+        answer["breakdown"] = break_down(record.events, record.connected, record.ended)
     return answer
 
 
@@ -91,7 +77,7 @@ def measure_limits(
     batch_size = GPU_BATCH_SIZE if on_gpu else BATCH_SIZE
 
     def rate(dtype: str, processes: int, threads: int) -> float:
-        return costs.forward_rate(model, processes, threads, dtype, batch_size, seconds, KEEP_FREED_MEMORY)
+        return costs.forward_rate(model, processes, threads, dtype, batch_size, seconds)
 
     forward = {
         dtype: {
@@ -100,7 +86,7 @@ def measure_limits(
         }
         for dtype in dtypes
     }
-    decode_seconds = costs.decode_seconds(source, model)  # type: ignore[arg-type]
+    decode_seconds = costs.decode_seconds(source, model)
     ray.shutdown()
     return {"cores": cores, "on_gpu": on_gpu, "decode_seconds": decode_seconds, "forward": forward}
 

@@ -7,8 +7,10 @@ from snippets.fundamentals.setup import split_revision
 
 # isort: split
 # --8<-- [start:imports]
+import ctypes
 import io
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,22 @@ def decode(batch: dict[str, Any], filesystem: fs.FileSystem, to: Preprocessing) 
 # --8<-- [end:decode]
 
 
+# --8<-- [start:keep_freed_memory]
+def keep_freed_memory() -> None:
+    """Let this process keep the large arrays that it frees, for the next ones. Without effect but with glibc.
+
+    By default glibc hands each back to the kernel and takes it again, page by page. The two parameters are
+    `M_TRIM_THRESHOLD` and `M_MMAP_THRESHOLD` of `malloc.h`; see mallopt(3).
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-1, 2**31 - 1)
+        libc.mallopt(-3, 2**30)
+
+
+# --8<-- [end:keep_freed_memory]
+
+
 # --8<-- [start:classifier]
 RESULT = pa.schema({"id": pa.string(), "label": pa.string(), "score": pa.float32(), "error": pa.string()})
 
@@ -104,13 +122,20 @@ class Classifier:
     """Label decoded images with a checkpoint that is loaded once, when the actor starts."""
 
     def __init__(
-        self, model: str, to: Preprocessing, batch_size: int, dtype: str = "auto", threads: int = 1
+        self,
+        model: str,
+        to: Preprocessing,
+        batch_size: int,
+        dtype: str = "auto",
+        threads: int = 1,
+        use_gpu: bool = True,
     ) -> None:
         import torch
         from transformers import AutoModelForImageClassification
 
+        keep_freed_memory()
         torch.set_num_threads(threads)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu")
         if dtype == "auto":  # half precision on a GPU; a CPU may have to emulate it
             dtype = "float16" if self.device.type == "cuda" else "float32"
         self.dtype = getattr(torch, dtype)
@@ -196,22 +221,14 @@ def plan_pool(actors: int | None = None, num_gpus: float | None = None) -> Pool:
             f"decode tasks of {decode_cpus:g} CPU, does not fit into a cluster with {sum(gpus):g} GPUs "
             f"and {sum(cpus):g} CPUs: at most {capacity} fit."
         )
-    return Pool(wanted, num_cpus, num_gpus, max(1, int(sum(cpus) // wanted)), decode_cpus)
+    threads = max(1, int(min(sum(cpus) // wanted, max(cpus))))
+    return Pool(wanted, num_cpus, num_gpus, threads, decode_cpus)
 
 
 # --8<-- [end:plan_pool]
 
 
 # --8<-- [start:classify]
-# glibc hands large arrays back to the kernel and takes them again, page by page, in every layer of every
-# batch. These keep them. Other C libraries ignore them; on a GPU the activations lie elsewhere.
-KEEP_FREED_MEMORY = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": "1000000000",
-    "MALLOC_TRIM_THRESHOLD_": "2000000000",
-}
-
-
 def classify(
     source: str | list[str],
     model: str,
@@ -226,26 +243,21 @@ def classify(
     to = load_preprocessing(model)
     pool = plan_pool(actors, num_gpus)
     batch_size = batch_size or (64 if pool.num_gpus else 16)
-    # A task takes a block: several batches keep the cost of a task small, whole ones leave no partial
-    # batch but the last, and four blocks an actor leave none of them idle.
+    # A task takes a block: several batches keep the cost of a task small, and four blocks an actor leave none
+    # of them idle.
     batches_per_block = min(8, max(1, len(paths) // (4 * pool.actors * batch_size)))
-    rows = batches_per_block * batch_size
-    ids = pa.table({"id": paths})
-    environment = KEEP_FREED_MEMORY
-    if not pool.num_gpus:  # an actor that reserved no GPU would else see, and use, all of them
-        environment = {**environment, "CUDA_VISIBLE_DEVICES": ""}
-    blocks = [ids[start : start + rows] for start in range(0, len(ids), rows)]
+    blocks = math.ceil(len(paths) / (batches_per_block * batch_size))
     return (
-        ray.data.from_arrow(blocks)
+        ray.data.from_items([{"id": path} for path in paths], override_num_blocks=blocks)
         .map_batches(decode, fn_kwargs={"filesystem": filesystem, "to": to}, num_cpus=pool.decode_cpus)
         .map_batches(
             Classifier,
-            fn_constructor_args=(model, to, batch_size, dtype, pool.threads),
+            # An actor that reserves no GPU sees them all, and must not use them.
+            fn_constructor_args=(model, to, batch_size, dtype, pool.threads, pool.num_gpus > 0),
             batch_size=batch_size,
-            compute=ray.data.ActorPoolStrategy(size=min(pool.actors, len(blocks))),
+            compute=ray.data.ActorPoolStrategy(size=min(pool.actors, blocks)),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus,
-            runtime_env={"env_vars": environment},
         )
     )
 

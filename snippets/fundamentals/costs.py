@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
-from snippets.fundamentals.actor_pool import KEEP_FREED_MEMORY, decode_image, load_preprocessing
+from snippets.fundamentals.actor_pool import decode_image, keep_freed_memory, load_preprocessing
 from snippets.fundamentals.dataset import list_images
 from snippets.fundamentals.setup import split_revision
 
@@ -97,10 +98,12 @@ def actors_at_work(rows: int, blocks: int, batch_size: int, actors: int) -> int:
 class ForwardLoop:
     """A process that does nothing but forward passes over one batch, with its own model and threads."""
 
-    def __init__(self, model: str, dtype: str, threads: int, batch_size: int) -> None:
+    def __init__(self, model: str, dtype: str, threads: int, batch_size: int, keep_memory: bool) -> None:
         import torch
         from transformers import AutoModelForImageClassification
 
+        if keep_memory:
+            keep_freed_memory()
         torch.set_num_threads(threads)
         name, revision = split_revision(model)
         network = AutoModelForImageClassification.from_pretrained(name, revision=revision).eval()
@@ -128,11 +131,11 @@ def forward_rate(
     dtype: str = "float32",
     batch_size: int = 16,
     seconds: float = 4,
-    environment: dict[str, str] | None = None,
+    keep_memory: bool = True,
 ) -> float:
     """Return images per second of bare forward passes, summed over processes that run at the same time."""
-    process = ray.remote(num_cpus=0)(ForwardLoop).options(runtime_env={"env_vars": environment or {}})
-    loops = [process.remote(model, dtype, threads, batch_size) for _ in range(processes)]
+    process = ray.remote(num_cpus=0)(ForwardLoop)
+    loops = [process.remote(model, dtype, threads, batch_size, keep_memory) for _ in range(processes)]
     ray.get([loop.run.remote(0) for loop in loops])  # warm-up, until all have loaded
     rates: list[float] = ray.get([loop.run.remote(seconds) for loop in loops])
     for loop in loops:
@@ -144,7 +147,7 @@ def forward_rate(
 
 
 # --8<-- [start:decode_seconds]
-def decode_seconds(source: str, model: str, images: int = 32) -> float:
+def decode_seconds(source: str | list[str], model: str, images: int = 32) -> float:
     """Return the seconds that one core takes to read, decode and resize an image."""
     filesystem, paths, _ = list_images(source, images)
     to = load_preprocessing(model)
@@ -163,9 +166,12 @@ def decode_seconds(source: str, model: str, images: int = 32) -> float:
 def measure(source: str, model: str, limit: int | None = None) -> list[dict[str, Any]]:
     """Return one row a cost: what was compared, the two values with their unit, and the factor between them.
 
-    Batches are of 1, 4, 16 and 64 images, as far as `limit` allows.
+    Batches are of 1, 4, 16 and 64 images, as far as `limit` allows, and bare forward passes run for four seconds,
+    or less with a limit below 64.
     """
     import torch
+
+    seconds = min(4, (limit or 64) / 16)
 
     batch_sizes = [size for size in (1, 4, 16, 64) if size <= (limit or 64)]
     usual = max(size for size in batch_sizes if size <= 16)
@@ -186,9 +192,10 @@ def measure(source: str, model: str, limit: int | None = None) -> list[dict[str,
     one_block, eight_blocks = (actors_at_work(80, blocks, 10, 2) for blocks in (1, 8))
     rows.append(_row("one block for two actors", "actors at work", one_block, eight_blocks))
     if not torch.cuda.is_available():
-        threads = forward_rate(model, 1, cpus, batch_size=usual)
-        actors = forward_rate(model, cpus, 1, batch_size=usual)
-        kept = forward_rate(model, cpus, 1, batch_size=usual, environment=KEEP_FREED_MEMORY)
+        rate = functools.partial(forward_rate, model, batch_size=usual, seconds=seconds)
+        threads = rate(1, cpus, keep_memory=False)
+        actors = rate(cpus, 1, keep_memory=False)
+        kept = rate(cpus, 1, keep_memory=True)
         rows.append(_row("threads instead of actors", "images/s", threads, actors))
         rows.append(_row("memory given back to the kernel", "images/s", actors, kept))
     rows.append(_row("decode against forward", "s an image", decode_s, forward_s[usual] / usual))

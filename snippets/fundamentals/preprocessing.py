@@ -7,9 +7,9 @@ from snippets.fundamentals.dataset import list_images
 # isort: split
 # --8<-- [start:imports]
 import io
+import math
 from typing import Any
 
-import pyarrow as pa
 import ray
 from PIL import Image
 from pyarrow import fs
@@ -65,9 +65,8 @@ def describe_images(
 ) -> ray.data.Dataset:
     """Return one row of features an image; `batch_format="cudf"` with a GPU computes them there."""
     filesystem, paths, _ = list_images(source, limit)
-    ids = pa.table({"id": paths})
     return (
-        ray.data.from_arrow([ids[start : start + 256] for start in range(0, len(ids), 256)])
+        ray.data.from_items([{"id": path} for path in paths], override_num_blocks=math.ceil(len(paths) / 256))
         .map_batches(read_headers, fn_kwargs={"filesystem": filesystem})
         .map_batches(add_features, batch_format=batch_format, batch_size=256, num_gpus=num_gpus)
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 
-from snippets.fundamentals.actor_pool import add_options, classify
+from snippets.fundamentals import actor_pool
+from snippets.fundamentals.actor_pool import add_options
 from snippets.fundamentals.dataset import open_filesystem
 
 # isort: split
@@ -71,16 +72,7 @@ def run(options: Any) -> ray.data.Dataset:
     """Classify, write to a temporary folder, and return what is read back from there."""
     folder = tempfile.mkdtemp(prefix="results-")
     try:
-        predictions = classify(
-            options.images,
-            options.model,
-            options.limit,
-            options.dtype,
-            options.batch_size,
-            options.actors,
-            options.num_gpus,
-        )
-        write_results(predictions, f"{folder}/predictions")
+        write_results(actor_pool.run(options), f"{folder}/predictions")
         return ray.data.read_parquet(f"{folder}/predictions").materialize()
     finally:
         shutil.rmtree(folder)

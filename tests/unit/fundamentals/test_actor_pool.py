@@ -51,9 +51,9 @@ def test_decoding_runs_in_other_workers_than_the_model(pool_run: RecordedRun) ->
     assert not {event.worker for event in decoding} & {event.worker for event in record.of("batch")}
 
 
-def test_every_batch_is_full_except_the_last(pool_run: RecordedRun) -> None:
-    record, _ = pool_run
-    assert sorted(batch.rows for batch in record.of("batch")) == [4, 12, 12, 12, 12, 12]
+def test_no_more_batches_run_than_hold_the_images(pool_run: RecordedRun) -> None:
+    rows = [batch.rows for batch in pool_run[0].of("batch")]
+    assert (len(rows), sum(rows)) == (6, 64)  # of 12 at the most: five hold 60
 
 
 def test_every_image_comes_out_exactly_once(pool_run: RecordedRun, spread_images: list[str]) -> None:
@@ -154,6 +154,15 @@ def test_read_only_batches_are_left_as_they_are(classifier: Classifier, decoded:
     image.flags.writeable = False
     classifier({**decoded, "image": image})
     assert np.array_equal(image, decoded["image"])
+
+
+def test_an_actor_that_reserved_no_gpu_uses_none(sample_set: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # as in a worker on a machine with a GPU
+    model = str(sample_set.model)
+    classifier = Classifier(model, load_preprocessing(model), 4, use_gpu=False)
+    assert (classifier.device.type, classifier.dtype) == ("cpu", torch.float32)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "auto"])
@@ -327,6 +336,11 @@ def test_gpus_an_actor_override_the_plan(
 def test_fewer_actors_than_fit_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     set_nodes(monkeypatch, [(16, 0)])
     assert plan_pool(actors=4) == Pool(4, 0.5, 0, 4, 1)
+
+
+def test_an_actor_has_no_more_threads_than_its_node_has_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_nodes(monkeypatch, [(4, 0), (4, 0)])
+    assert plan_pool(actors=1) == Pool(1, 0.5, 0, 4, 1)
 
 
 @pytest.mark.parametrize(

@@ -57,20 +57,27 @@ def test_one_block_keeps_one_actor_of_two_at_work_and_eight_both(
     assert actors_at_work(80, blocks, 10, 2) == expected
 
 
-def test_the_rate_sums_processes_that_each_have_the_threads_and_environment(
-    connected: RayCluster, sample_set: Samples, monkeypatch: pytest.MonkeyPatch
+def test_the_rate_sums_processes_that_each_have_the_threads(
+    connected: RayCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Loop:
-        def __init__(self, model: str, dtype: str, threads: int, batch_size: int) -> None:
-            self.rate = threads * batch_size
+        def __init__(self, model: str, dtype: str, threads: int, batch_size: int, keep_memory: bool) -> None:
+            self.rate = threads * batch_size * (10 if keep_memory else 1)
 
         def run(self, seconds: float) -> float:
-            import os
-
-            return self.rate * float(os.environ["FACTOR"]) if seconds else 0
+            return self.rate if seconds else 0
 
     monkeypatch.setattr(costs, "ForwardLoop", Loop)
-    assert costs.forward_rate("m", 2, 3, "float32", 4, 1, {"FACTOR": "10"}) == 2 * 3 * 4 * 10
+    assert costs.forward_rate("m", 2, 3, "float32", 4, 1, keep_memory=False) == 2 * 3 * 4
+    assert costs.forward_rate("m", 2, 3, "float32", 4, 1) == 2 * 3 * 4 * 10
+
+
+def test_memory_is_kept_only_where_it_is_asked_for(sample_set: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+    monkeypatch.setattr(costs, "keep_freed_memory", lambda: kept.append(True))
+    for keep_memory in (False, True):
+        costs.ForwardLoop(str(sample_set.model), "float32", 1, 1, keep_memory)
+    assert kept == [True]
 
 
 def test_a_loop_makes_at_least_two_passes_over_its_batch(sample_set: Samples) -> None:
@@ -78,7 +85,7 @@ def test_a_loop_makes_at_least_two_passes_over_its_batch(sample_set: Samples) ->
 
     threads = torch.get_num_threads()
     try:
-        loop = costs.ForwardLoop(str(sample_set.model), "bfloat16", 1, 2)
+        loop = costs.ForwardLoop(str(sample_set.model), "bfloat16", 1, 2, keep_memory=False)
         passes: list[Any] = []
         network = loop.network
 
