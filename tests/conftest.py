@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # most tests need no Ray
 
     RecordedRun = tuple[Recording, list[dict[str, Any]]]
 
+OTHER_LABELS = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
+
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator["RayCluster"]:
@@ -51,6 +53,14 @@ def sample_set() -> "Samples":
     from snippets.samples import DEFAULT_ROOT, build_samples
 
     return build_samples(DEFAULT_ROOT)
+
+
+@pytest.fixture(scope="session")
+def other_sample_set() -> "Samples":
+    """Other images and a checkpoint with other labels."""
+    from snippets.samples import DEFAULT_ROOT, build_samples
+
+    return build_samples(DEFAULT_ROOT.parent / "other-samples", count=64, seed=1, labels=OTHER_LABELS)
 
 
 @pytest.fixture(scope="session")

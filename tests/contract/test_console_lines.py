@@ -52,7 +52,6 @@ ENTRY_POINTS = {
     "lint",
     "print-env",
 }
-SERVED = ("127.0.0.1", 8000)
 
 
 def not_proven(pages: list[Path]) -> list[str]:
@@ -178,12 +177,18 @@ def test_make_bench_runs_the_benchmark() -> None:
 
 
 @pytest.fixture
-def serving() -> Iterator[subprocess.Popen[str]]:
-    """`make serve`, until the test has ended."""
+def port() -> int:
+    """A port that was free a moment ago: 8000, which `make serve` takes, may be in use."""
     with socket.socket() as probe:
-        assert probe.connect_ex(SERVED) != 0, "port 8000, which `make serve` takes, is in use by another program"
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def serving(port: int) -> Iterator[subprocess.Popen[str]]:
+    """`make serve`, until the test has ended."""
     make = subprocess.Popen(
-        ["make", "serve"],
+        ["make", "serve", f"PORT={port}"],
         cwd=ROOT,
         env=clean_environment(),
         stdout=subprocess.PIPE,
@@ -201,13 +206,13 @@ def serving() -> Iterator[subprocess.Popen[str]]:
     make.communicate()
 
 
-def test_make_serve_serves_the_site(serving: subprocess.Popen[str]) -> None:
+def test_make_serve_serves_the_site(serving: subprocess.Popen[str], port: int) -> None:
     home, deadline = "", time.monotonic() + 120
     while not home:
         assert serving.poll() is None, serving.communicate()[0]
         assert time.monotonic() < deadline
         try:
-            with urllib.request.urlopen("http://{}:{}/".format(*SERVED), timeout=10) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
                 home = answer.read().decode()
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)

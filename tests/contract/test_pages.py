@@ -10,17 +10,15 @@ from pathlib import Path
 import pytest
 
 from snippets.fundamentals import setup
-from snippets.samples import build_samples
+from snippets.samples import Samples
 from tests.page_environment import PUBLIC
 from tests.page_rendering import ROOT
-
-OTHER_LABELS = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
 
 
 @pytest.mark.cluster
 @pytest.mark.timeout(600)
-def test_pages_hold_on_other_images_and_labels_without_a_gpu(tmp_path: Path) -> None:
-    other = build_samples(ROOT / ".cache" / "other-samples", count=64, seed=1, labels=OTHER_LABELS)
+def test_pages_hold_on_other_images_and_labels_without_a_gpu(other_sample_set: Samples, tmp_path: Path) -> None:
+    other = other_sample_set
     report = tmp_path / "report.json"
     outer = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTEST_"))}
     done = subprocess.run(

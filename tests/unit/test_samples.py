@@ -19,8 +19,7 @@ from safetensors.numpy import save_file
 
 from snippets import samples
 from snippets.samples import LABELS, Samples, build_samples
-
-OTHER_LABELS = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
+from tests.conftest import OTHER_LABELS
 
 
 @pytest.fixture(scope="module")
@@ -354,7 +353,7 @@ def test_bfloat16_agrees_with_float32(default: Samples) -> None:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     processor = AutoImageProcessor.from_pretrained(default.model)
-    images = [Image.open(path).convert("RGB") for path in sorted(default.images.rglob("*.jpg"))[::8]]
+    images = [Image.open(path).convert("RGB") for path in sorted(default.images.rglob("*.jpg"))[::16]]
     pixels = torch.cat([processor(image, return_tensors="pt")["pixel_values"] for image in images])
     labels = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -364,8 +363,8 @@ def test_bfloat16_agrees_with_float32(default: Samples) -> None:
     assert (labels[0] == labels[1]).float().mean() >= 0.95
 
 
-def test_another_set_with_other_labels(tmp_path: Path) -> None:
-    built = build_samples(tmp_path, count=64, seed=1, labels=OTHER_LABELS)
+def test_another_set_with_other_labels(other_sample_set: Samples) -> None:
+    built = other_sample_set
     paths = sorted(built.images.rglob("*.jpg"))
     assert len(paths) == 64
     assert {path.parent.name for path in paths} == set(OTHER_LABELS)

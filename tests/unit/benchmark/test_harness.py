@@ -1,6 +1,5 @@
 """The benchmark takes turns, keeps what it has when it is interrupted, and leaves nothing running."""
 
-import json
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
+from snippets.benchmark import __main__ as benchmark
 from snippets.benchmark.harness import Plan, agreement, measure, rotate, spread_evenly
 from snippets.benchmark.processes import MARK, ask
 from snippets.benchmark.provenance import ROOT
@@ -150,46 +150,57 @@ def marked_processes() -> set[int]:
 
 
 @pytest.mark.timeout(400)
-def test_the_quick_mode_measures_and_says_where_it_comes_from(tmp_path: Path, samples: Samples) -> None:
+def test_ctrl_c_leaves_the_finished_rounds_and_no_process(tmp_path: Path, samples: Samples) -> None:
     output = tmp_path / "quick.json"
-    process = start(samples, output, "--contenders", "pool", "--limit", "24")
+    before = marked_processes()
+    process = start(samples, output, "--contenders", "pool", "--limit", "24", "--rounds", "2")
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "round 2 of 2: pool" in line:
+            break
+    while len(marked_processes() - before) < 5 and process.poll() is None:  # Ray's are there
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
     table, errors = process.communicate()
-    assert process.returncode == 0, errors
+    assert process.returncode == 130, errors
+    assert "1 of 2 rounds are kept" in errors and "Traceback" not in errors
+    assert marked_processes() <= before
+    assert table.startswith("| pipeline |")
+
     results = load_results(output)
+    check_results(results)
+    assert results["complete"] is False and len(results["rounds"]) == 1
     runs = results["rounds"][0]["runs"]
-    assert results["complete"] and len(results["rounds"]) == 1
     assert {name: run["rows"] for name, run in runs.items()} == {"naive": 24, "pool": 24}
     assert runs["naive"]["model_loads"] == runs["naive"]["batches"] >= 6
     assert runs["pool"]["model_loads"] == 2 == runs["pool"]["batches"]
     assert results["rounds"][0]["agreement"]["pool"] == {"compared": 24, "equal": 24}
     assert sum(results["summary"]["breakdown"].values()) == pytest.approx(1)
-    assert table.startswith("| pipeline |")
 
     origin = results["provenance"]
     assert origin["command"] == (
-        "python -m snippets.benchmark --quick --output quick.json --contenders pool --limit 24"
+        "python -m snippets.benchmark --quick --output quick.json --contenders pool --limit 24 --rounds 2"
     )
     assert origin["versions"]["ray"].startswith("2.") and origin["hardware"]["cores"] >= 1
     text = output.read_text()
     assert os.uname().nodename not in text and str(Path.home()) + "/" not in text and str(ROOT) not in text
 
 
-@pytest.mark.timeout(400)
-def test_ctrl_c_leaves_the_finished_rounds_and_no_process(tmp_path: Path, samples: Samples) -> None:
-    output = tmp_path / "interrupted.json"
-    before = marked_processes()
-    process = start(samples, output, "--contenders", "naive", "--limit", "8", "--rounds", "2")
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "round 2 of 2: limits" in line:
-            break
-    while len(marked_processes() - before) < 5 and process.poll() is None:  # Ray's are there
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
-    assert process.returncode == 130
-    assert "1 of 2 rounds are kept" in errors and "Traceback" not in errors
-    assert marked_processes() <= before
-    kept = json.loads(output.read_text())
-    check_results(kept)
-    assert kept["complete"] is False and len(kept["rounds"]) == 1
+def test_a_command_that_was_not_interrupted_says_where_the_results_are(
+    tmp_path: Path, samples: Samples, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plans: list[Plan] = []
+
+    def run_fakes(plan: Plan, *arguments: Any) -> Any:
+        plans.append(plan)
+        return measure(fake_plan(tmp_path, FakeRuns(), plan.rounds), *arguments)
+
+    monkeypatch.setattr(benchmark, "measure", run_fakes)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    output = tmp_path / "results.json"
+    options = ["--quick", "--output", str(output), "--images", str(samples.images), "--model", str(samples.model)]
+    assert benchmark.main(options) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("| pipeline |") and printed.err.endswith(f"Written: {output}\n")
+    assert load_results(output)["complete"]
+    assert (plans[0].rounds, plans[0].quick, plans[0].limit) == (1, True, 32)
