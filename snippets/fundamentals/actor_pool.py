@@ -229,6 +229,9 @@ def plan_pool(actors: int | None = None, num_gpus: float | None = None) -> Pool:
 
 
 # --8<-- [start:classify]
+BLOCKS_IN_FLIGHT = 8  # of decoded images, for each actor
+
+
 def classify(
     source: str | list[str],
     model: str,
@@ -243,11 +246,12 @@ def classify(
     to = load_preprocessing(model)
     pool = plan_pool(actors, num_gpus)
     batch_size = batch_size or (64 if pool.num_gpus else 16)
-    # A task takes a block: several batches keep the cost of a task small, and four blocks an actor leave none
-    # of them idle.
-    batches_per_block = min(8, max(1, len(paths) // (4 * pool.actors * batch_size)))
-    blocks = math.ceil(len(paths) / (batches_per_block * batch_size))
-    return (
+    # A task takes a block. More batches in it share its cost, which a GPU feels, but four blocks an actor leave
+    # none of them idle.
+    batches_per_block = min(8 if pool.num_gpus else 2, max(1, len(paths) // (4 * pool.actors * batch_size)))
+    rows = batches_per_block * batch_size
+    blocks = math.ceil(len(paths) / rows)
+    predictions = (
         ray.data.from_items([{"id": path} for path in paths], override_num_blocks=blocks)
         .map_batches(decode, fn_kwargs={"filesystem": filesystem, "to": to}, num_cpus=pool.decode_cpus)
         .map_batches(
@@ -260,6 +264,11 @@ def classify(
             num_gpus=pool.num_gpus,
         )
     )
+    # Decoding, where it is the faster stage, would run ahead through much of the object store.
+    options = predictions.context.execution_options
+    in_flight = BLOCKS_IN_FLIGHT * pool.actors * rows * to.crop * to.crop * 3
+    options.resource_limits = options.resource_limits.copy(object_store_memory=in_flight)
+    return predictions
 
 
 # --8<-- [end:classify]

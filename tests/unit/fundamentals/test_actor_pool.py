@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -385,6 +386,40 @@ def test_no_more_actors_start_than_there_are_blocks(
     for limit in (4, 5, 60):
         classify(str(sample_set.images), str(sample_set.model), limit, batch_size=4)
     assert sizes == [1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("blocks_in_flight", "is_held_back"), [(actor_pool.BLOCKS_IN_FLIGHT, True), (9999, False)]
+)
+def test_decoding_is_held_back_while_the_model_is_busy(
+    connected: RayCluster,
+    sample_set: Samples,
+    monkeypatch: pytest.MonkeyPatch,
+    blocks_in_flight: int,
+    is_held_back: bool,
+) -> None:
+    def decode(batch: dict[str, Any], filesystem: object, to: actor_pool.Preprocessing) -> dict[str, Any]:
+        images = np.zeros((len(batch["id"]), to.crop, to.crop, 3), np.uint8)
+        return {"id": batch["id"], "image": images, "decoded": np.full(len(images), time.time())}
+
+    class Busy:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            time.sleep(0.02)
+            return {"decoded": batch["decoded"], "classified": np.full(len(batch["id"]), time.time())}
+
+    monkeypatch.setattr(actor_pool, "decode", decode)
+    monkeypatch.setattr(actor_pool, "Classifier", Busy)
+    monkeypatch.setattr(actor_pool, "BLOCKS_IN_FLIGHT", blocks_in_flight)
+    paths = sorted(str(path) for path in sample_set.images.rglob("*.jpg"))[:192]
+    rows = classify(paths, str(sample_set.model), actors=1, batch_size=1).take_all()
+    waiting = [
+        sum(row["decoded"] <= now < row["classified"] for row in rows) for now in {row["decoded"] for row in rows}
+    ]
+    assert len(rows) == len(paths)
+    assert (max(waiting) <= 8 * 8) is is_held_back  # eight blocks of eight images
 
 
 # From here on, other clusters than the one that the tests above share
