@@ -7,8 +7,10 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
 TORCH ?= default
 PIP_TORCH = $(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pytorch.org/whl/cpu)
 
-BIN = .venv/bin
-READY = .venv/.ready
+VENV = .venv
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+NEWEST = .cache/newest-ray
 SAMPLES = .cache/samples
 IMAGES ?= $(CURDIR)/$(SAMPLES)/images
 MODEL ?= $(CURDIR)/$(SAMPLES)/model
@@ -24,7 +26,7 @@ export NO_MKDOCS_2_WARNING = 1
 export PYTHONWARNINGS = ignore::FutureWarning
 
 .DEFAULT_GOAL = help
-.PHONY: help setup samples demo site build serve test check bench lint print-env
+.PHONY: help setup samples demo site build serve browser test check reference labs bench lint newest-ray print-env
 
 help: ## list the entry points
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -34,10 +36,10 @@ setup: $(READY) ## create .venv with everything pinned (TORCH=cpu: without CUDA)
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed, and neither is on the PATH." >&2; exit 2; }
-	@echo "Setting up .venv with $(PYTHON): a few minutes the first time."
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_TORCH) -c constraints.txt -e '.[dev]' 2>.venv/pip.log || \
-		{ cat .venv/pip.log >&2; exit 1; }
+	@echo "Setting up $(VENV) with $(PYTHON): a few minutes the first time."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_TORCH) -c constraints.txt -e '.[dev]' 2>$(VENV)/pip.log || \
+		{ cat $(VENV)/pip.log >&2; exit 1; }
 	@touch $@
 
 samples: $(READY) ## build the sample images and the sample model (redone only where something changed)
@@ -63,10 +65,16 @@ lint: $(READY) ## check style, types and spelling
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
-	@$(BIN)/codespell README.md docs snippets tests Makefile
+	@$(BIN)/codespell *.md docs snippets tests Makefile
+	@$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml >/dev/null
+	@$(BIN)/zizmor --offline --quiet .github/workflows
+
+# The tests of the site look at it in a browser.
+browser: $(READY)
+	@scripts/install-browser
 
 # The tests run the pages once more, on other images and without a GPU.
-test: samples lint build ## run everything that proves the site true (PART=fundamentals: that part)
+test: samples lint build $(if $(PART),,browser) ## run everything that proves the site true (PART=fundamentals: that part)
 	@rm -f .cache/tests.xml .cache/blocks.json
 	$(BIN)/pytest $(TESTS) --junitxml=.cache/tests.xml -o junit_family=xunit1
 	$(BIN)/pytest --codeblocks $(PAGES) --codeblocks-report=.cache/blocks.json
@@ -76,8 +84,26 @@ check: samples ## run the blocks of one page: make check PAGE=docs/setup.md
 	@test -f "$(PAGE)" || { echo "make check needs a page, as in: make check PAGE=docs/setup.md" >&2; exit 2; }
 	$(BIN)/pytest --codeblocks $(PAGE)
 
+reference: $(READY) ## write the reference's defaults and signatures from the installed Ray and the modules
+	@$(BIN)/python -m snippets.reference.parameters
+	@$(BIN)/python -m snippets.reference.api
+
+labs: samples ## make the notebooks from the pages, with outputs of a real kernel (docs/labs)
+	@IMAGES=$(IMAGES) MODEL=$(MODEL) RAY_AUTH_MODE=disabled $(BIN)/python -m tests.labs
+
 bench: samples ## measure everything that the pages state, write docs/assets/results and render it
 	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark
+
+# In an environment of its own. What fails there is what the report says, and no reason to stop. The tests of the
+# console lines call make, which would go back to the pinned version.
+newest-ray: samples ## run everything with the newest Ray and report what it changes, in .cache/newest-ray
+	@mkdir -p $(NEWEST)
+	@$(MAKE) --no-print-directory setup VENV=$(NEWEST)/venv
+	@$(NEWEST)/venv/bin/pip install --quiet --disable-pip-version-check --upgrade 'ray[data]' 2>$(NEWEST)/pip.log
+	-$(NEWEST)/venv/bin/pytest tests --ignore=tests/contract/test_console_lines.py --junitxml=$(NEWEST)/tests.xml -o junit_family=xunit1
+	-$(NEWEST)/venv/bin/pytest --codeblocks docs --codeblocks-report=$(NEWEST)/blocks.json
+	@$(NEWEST)/venv/bin/python -m tests.changes $(NEWEST)/tests.xml $(NEWEST)/blocks.json > $(NEWEST)/changes.md
+	@cat $(NEWEST)/changes.md
 
 print-env: ## print IMAGES and MODEL of the samples, as `export $(make -s print-env)` takes them
 	@echo IMAGES=$(IMAGES)

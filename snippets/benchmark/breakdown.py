@@ -32,7 +32,7 @@ def break_down(events: list[Event], started: float, ended: float) -> dict[str, f
         first[batch.worker] = min(batch.start, first.get(batch.worker, batch.start))
     seconds = {
         "start-up": sum(start - started for start in sorted(first.values())[:lanes]),
-        "import": sum(_until_pipeline(batch, of["pipeline"]) for batch in of["batch"]),
+        "import": sum(until_pipeline(batch, of["pipeline"]) for batch in of["batch"]),
         "load": _total(events, "pipeline"),
         "preprocess": _total(events, "preprocess"),
         "forward": _total(events, "forward"),
@@ -53,7 +53,8 @@ def _total(events: list[Event], kind: str) -> float:
     return sum(event.end - event.start for event in events if event.kind == kind)
 
 
-def _until_pipeline(batch: Event, pipelines: list[Event]) -> float:
+def until_pipeline(batch: Event, pipelines: list[Event]) -> float:
+    """Return the seconds from the begin of a batch to its call of `pipeline()`, or 0 where there is none."""
     calls = [
         call.start for call in pipelines if call.worker == batch.worker and batch.start <= call.start <= batch.end
     ]

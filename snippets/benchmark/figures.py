@@ -8,7 +8,9 @@ from xml.sax.saxutils import escape
 
 from snippets.benchmark.breakdown import KINDS
 from snippets.benchmark.contenders import CONTENDERS
-from snippets.benchmark.formats import percent, rate
+from snippets.benchmark.formats import percent, rate, seconds
+from snippets.benchmark.timeline import KINDS as SPANS
+from snippets.benchmark.timeline import RUNS
 
 WIDTH, MARGIN = 440, 8
 INNER = WIDTH - 2 * MARGIN
@@ -113,6 +115,51 @@ def draw_breakdown(results: dict[str, Any], colours: Palette = PAGE) -> str:
         x += width
     title = "Where the time of the naive run goes"
     return _svg("breakdown", title, ". ".join(said) + ".", 66 + 24 * len(KINDS), shapes)
+
+
+def draw_timeline(timeline: dict[str, Any], colours: Palette = PAGE) -> str:
+    """Return a lane for each worker of both runs, on one scale of seconds, with a legend."""
+    fills = dict(zip(SPANS, (colours.line, colours.d, colours.c, colours.a), strict=True))
+    longest = max(run["seconds"] for run in timeline["runs"].values())
+    scale = INNER / longest
+    shapes, said, y = [], [], 0.0
+    for name, run in timeline["runs"].items():
+        title = f"{RUNS[name]}: {len(run['lanes'])} workers, {seconds(run['seconds'])} s"
+        shapes.append(_text(MARGIN, y + 16, title, colours, 'font-weight="600"'))
+        said.append(title)
+        y += 24
+        for lane in run["lanes"]:
+            shapes.append(
+                f'<rect x="{MARGIN}" y="{y:g}" width="{run["seconds"] * scale:.1f}" height="16" '
+                f'fill="{colours.fill}"/>'
+            )
+            for kind, fill in fills.items():
+                # One path a kind and lane: hundreds of spans would each cost an element.
+                boxes = [
+                    f"M{_at(span['start'] * scale)} {y:g}h{(span['end'] - span['start']) * scale:.2f}v16H"
+                    f"{_at(span['start'] * scale)}z"
+                    for span in lane
+                    if span["kind"] == kind
+                ]
+                if boxes:
+                    shapes.append(f'<path d="{"".join(boxes)}" fill="{fill}"/>')
+            y += 20
+        y += 12
+    shapes.append(f'<path d="M{MARGIN} {y:g} h{INNER}" stroke="{colours.line}" stroke-width="1"/>')
+    step = 5 if longest <= 40 else 20
+    for tick in range(0, int(longest) + 1, step):
+        shapes.append(f'<path d="M{_at(tick * scale)} {y:g} v5" stroke="{colours.line}" stroke-width="1"/>')
+        end = ' text-anchor="end"' if (longest - tick) * scale < 20 else ""
+        shapes.append(
+            _text(float(_at(tick * scale)), y + 20, f"{tick} s" if tick == 0 else f"{tick}", colours, end.strip())
+        )
+    y += 36
+    for index, (kind, title) in enumerate(SPANS.items()):
+        x, row = MARGIN + 212 * (index % 2), y + 24 * (index // 2)
+        shapes.append(f'<rect x="{x}" y="{row:g}" width="20" height="16" fill="{fills[kind]}"/>')
+        shapes.append(_text(x + 28, row + 13, title, colours))
+    title = "What each worker does when"
+    return _svg("timeline", title, ". ".join(said) + ".", int(y + 50), shapes)
 
 
 def as_figure(svg: str) -> str:

@@ -73,14 +73,16 @@ def read_hardware() -> Hardware:
     )
 
 
-def read_provenance(hardware: Hardware, source: str, model: str, arguments: Sequence[str]) -> dict[str, Any]:
+def read_provenance(
+    hardware: Hardware, source: str, model: str, arguments: Sequence[str], module: str = "snippets.benchmark"
+) -> dict[str, Any]:
     """Return what a results file says about its origin; `arguments` are those of the command line."""
     status = _git("status", "--porcelain")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": None if status is None else bool(status),
-        "command": shlex.join(["python", "-m", "snippets.benchmark", *map(public_name, arguments)]),
+        "command": shlex.join(["python", "-m", module, *map(public_name, arguments)]),
         "images": public_name(source),
         "model": public_name(model),
         "versions": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from snippets.benchmark import tables
-from snippets.benchmark.figures import FIXED, as_figure, draw_breakdown, draw_throughput
+from snippets.benchmark.figures import FIXED, as_figure, draw_breakdown, draw_throughput, draw_timeline
 from snippets.benchmark.numbers import format_numbers
 from snippets.benchmark.provenance import ROOT
 from snippets.benchmark.results import PUBLISHED, load_results
+from snippets.benchmark.timeline import TIMELINE
 from snippets.command import Parser
 
 RESULTS = PUBLISHED.relative_to(ROOT)
@@ -32,6 +34,12 @@ def render(root: Path = ROOT) -> dict[Path, str]:
         figures / "breakdown.svg": as_figure(draw_breakdown(results)),
         figures / "throughput-readme.svg": draw_throughput(results, FIXED),
     }
+    if (root / TIMELINE.relative_to(ROOT)).exists():
+        timeline = json.loads((root / TIMELINE.relative_to(ROOT)).read_text())
+        rendered[folder / "timeline.md"] = format_sections(
+            {"table": tables.timeline_table(timeline), "provenance": tables.timeline_line(timeline)}
+        )
+        rendered[figures / "timeline.svg"] = as_figure(draw_timeline(timeline))
     readme = root / "README.md"
     if readme.exists() and README_BLOCK.search(text := readme.read_text()):
         block = f"{tables.short_table(results)}\n\n{tables.provenance_line(results)}\n"
@@ -53,9 +61,14 @@ def format_tables(results: dict[str, Any], root: Path, path: Path) -> str:
         "provenance-line": tables.provenance_line(results),
         "parts": tables.parts_rows(root / "docs"),
     }
+    return format_sections(sections)
+
+
+def format_sections(sections: dict[str, str]) -> str:
+    """Return a file with one section a text, as `--8<-- "FILE:NAME"` includes it."""
     return "\n".join(
-        f"<!-- --8<-- [start:{name}] -->\n{table}\n<!-- --8<-- [end:{name}] -->\n"
-        for name, table in sections.items()
+        f"<!-- --8<-- [start:{name}] -->\n{text}\n<!-- --8<-- [end:{name}] -->\n"
+        for name, text in sections.items()
     )
 
 

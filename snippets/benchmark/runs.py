@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -76,19 +77,27 @@ def measure_limits(
     on_gpu = ray.cluster_resources().get("GPU", 0) >= 1
     batch_size = GPU_BATCH_SIZE if on_gpu else BATCH_SIZE
 
-    def rate(dtype: str, processes: int, threads: int) -> float:
-        return costs.forward_rate(model, processes, threads, dtype, batch_size, seconds)
-
-    forward = {
-        dtype: {
-            "one_process": rate(dtype, 1, cores),
-            "process_per_core": None if on_gpu or one_process_only else rate(dtype, cores, 1),
+    is_one_process = on_gpu or one_process_only
+    forward = {}
+    for dtype in dtypes:
+        loops = costs.start_loops(model, 1 if is_one_process else cores, dtype, batch_size)
+        forward[dtype] = {
+            "one_process": costs.forward_rate(loops[:1], cores, seconds),
+            "process_per_core": None if is_one_process else costs.forward_rate(loops, 1, seconds),
         }
-        for dtype in dtypes
-    }
     decode_seconds = costs.decode_seconds(source, model)
     ray.shutdown()
     return {"cores": cores, "on_gpu": on_gpu, "decode_seconds": decode_seconds, "forward": forward}
+
+
+def record_events(name: str, source: Source, model: str) -> dict[str, Any]:
+    """Return all `events` of a contender's run, when it `started` (since the epoch), and its `seconds`."""
+    with recording(**ray_options()) as record:
+        configure_data_context(progress_bars=False)
+        _drain(CONTENDERS[name].run(source, model, None))
+    ray.shutdown()
+    events = [astuple(event) for event in record.events]
+    return {"events": events, "started": record.connected, "seconds": record.ended - record.connected}
 
 
 def measure_costs(source: str, model: str) -> dict[str, Any]:
@@ -102,6 +111,7 @@ def measure_costs(source: str, model: str) -> dict[str, Any]:
 
 KINDS: dict[str, Callable[..., dict[str, Any]]] = {
     "contender": run_contender,
+    "events": record_events,
     "limits": measure_limits,
     "costs": measure_costs,
 }

@@ -21,6 +21,8 @@ from snippets.benchmark.formats import (
     with_range,
 )
 from snippets.benchmark.numbers import costs_by_name, small_batches_factor
+from snippets.benchmark.timeline import KINDS as SPANS
+from snippets.benchmark.timeline import RUNS, busy_seconds
 
 # What the two values of a row of `costs.measure` are.
 COMPARED = {
@@ -186,15 +188,38 @@ def provenance_line(results: dict[str, Any]) -> str:
     found, rounds = results["provenance"], len(results["rounds"])
     hardware, versions = found["hardware"], found["versions"]
     times = "One round" if rounds == 1 else f"Medians of {rounds} rounds"
-    device = hardware["gpu"] or f"{hardware['processor']}, {hardware['cores']} cores, no GPU"
     stacks = f"Ray {versions['ray']}, PyTorch {versions['torch']}, transformers {versions['transformers']}"
-    return f"{times} on {device}, {found['date'][:10]}, commit {_commit(found)}, {stacks}."
+    return f"{times} on {_device(hardware)}, {found['date'][:10]}, commit {_commit(found)}, {stacks}."
+
+
+def _device(hardware: dict[str, Any]) -> str:
+    return hardware["gpu"] or f"{hardware['processor']}, {hardware['cores']} cores, no GPU"
 
 
 def _commit(found: dict[str, Any]) -> str:
     if found["commit"] is None:
         return "unknown"
     return f"`{found['commit'][:12]}`" + (" with uncommitted changes" if found["uncommitted_changes"] else "")
+
+
+def timeline_table(timeline: dict[str, Any]) -> str:
+    """Return the seconds that each worker of the timeline was busy, by kind, and those in which it was not."""
+    head = ["worker", *SPANS.values(), "Waiting"]
+    rows = []
+    for name, run in timeline["runs"].items():
+        for number, lane in enumerate(run["lanes"], 1):
+            busy = busy_seconds(lane)
+            waiting = run["seconds"] - sum(busy.values())
+            cells = [f"{found:.1f} s" if found else "" for found in (*busy.values(), waiting)]
+            rows.append([f"{RUNS[name]}, {number}", *cells])
+    return format_table(head, rows)
+
+
+def timeline_line(timeline: dict[str, Any]) -> str:
+    """Return where the timeline comes from, as a sentence."""
+    found = timeline["provenance"]
+    device, images = _device(found["hardware"]), timeline["images"]
+    return f"Both runs took the same {images} images on {device}, {found['date'][:10]}, commit {_commit(found)}."
 
 
 def parts_rows(docs: Path) -> str:

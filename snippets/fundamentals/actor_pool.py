@@ -7,7 +7,6 @@ from snippets.fundamentals.setup import split_revision
 
 # isort: split
 # --8<-- [start:imports]
-import ctypes
 import io
 import json
 import math
@@ -98,22 +97,6 @@ def decode(batch: dict[str, Any], filesystem: fs.FileSystem, to: Preprocessing) 
 # --8<-- [end:decode]
 
 
-# --8<-- [start:keep_freed_memory]
-def keep_freed_memory() -> None:
-    """Let this process keep the large arrays that it frees, for the next ones. Without effect but with glibc.
-
-    By default glibc hands each back to the kernel and takes it again, page by page. The two parameters are
-    `M_TRIM_THRESHOLD` and `M_MMAP_THRESHOLD` of `malloc.h`; see mallopt(3).
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(-1, 2**31 - 1)
-        libc.mallopt(-3, 2**30)
-
-
-# --8<-- [end:keep_freed_memory]
-
-
 # --8<-- [start:classifier]
 RESULT = pa.schema({"id": pa.string(), "label": pa.string(), "score": pa.float32(), "error": pa.string()})
 
@@ -133,7 +116,6 @@ class Classifier:
         import torch
         from transformers import AutoModelForImageClassification
 
-        keep_freed_memory()
         torch.set_num_threads(threads)
         self.device = torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu")
         if dtype == "auto":  # half precision on a GPU; a CPU may have to emulate it
@@ -228,6 +210,19 @@ def plan_pool(actors: int | None = None, num_gpus: float | None = None) -> Pool:
 # --8<-- [end:plan_pool]
 
 
+# --8<-- [start:keep_freed_memory]
+# glibc hands large arrays back to the kernel and takes them again, page by page, in every layer of every batch.
+# These keep them (see mallopt(3)). Other C libraries ignore them; on a GPU the activations lie elsewhere.
+KEEP_FREED_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+    "MALLOC_TRIM_THRESHOLD_": "2000000000",
+}
+
+
+# --8<-- [end:keep_freed_memory]
+
+
 # --8<-- [start:classify]
 BLOCKS_IN_FLIGHT = 8  # of decoded images, for each actor
 
@@ -262,6 +257,7 @@ def classify(
             compute=ray.data.ActorPoolStrategy(size=min(pool.actors, blocks)),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus,
+            runtime_env={"env_vars": KEEP_FREED_MEMORY},
         )
     )
     # Decoding, where it is the faster stage, would run ahead through much of the object store.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 
-from snippets.fundamentals.actor_pool import decode_image, keep_freed_memory, load_preprocessing
+from snippets.fundamentals.actor_pool import KEEP_FREED_MEMORY, decode_image, load_preprocessing
 from snippets.fundamentals.dataset import list_images
 from snippets.fundamentals.setup import split_revision
 
@@ -96,15 +95,12 @@ def actors_at_work(rows: int, blocks: int, batch_size: int, actors: int) -> int:
 
 # --8<-- [start:forward_rate]
 class ForwardLoop:
-    """A process that does nothing but forward passes over one batch, with its own model and threads."""
+    """A process that does nothing but forward passes over one batch, with a model of its own."""
 
-    def __init__(self, model: str, dtype: str, threads: int, batch_size: int, keep_memory: bool) -> None:
+    def __init__(self, model: str, dtype: str, batch_size: int) -> None:
         import torch
         from transformers import AutoModelForImageClassification
 
-        if keep_memory:
-            keep_freed_memory()
-        torch.set_num_threads(threads)
         name, revision = split_revision(model)
         network = AutoModelForImageClassification.from_pretrained(name, revision=revision).eval()
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -112,10 +108,11 @@ class ForwardLoop:
         self.pixels = torch.zeros(batch_size, 3, 224, 224, device=device, dtype=getattr(torch, dtype))
         self.pixels = self.pixels.to(memory_format=torch.channels_last)
 
-    def run(self, seconds: float) -> float:
+    def run(self, threads: int, seconds: float) -> float:
         """Return images per second of at least `seconds` of forward passes, and at least two of them."""
         import torch
 
+        torch.set_num_threads(threads)
         passes, start = 0, time.perf_counter()
         with torch.inference_mode():
             while passes < 2 or time.perf_counter() - start < seconds:
@@ -124,22 +121,19 @@ class ForwardLoop:
         return passes * len(self.pixels) / (time.perf_counter() - start)
 
 
-def forward_rate(
-    model: str,
-    processes: int = 1,
-    threads: int = 1,
-    dtype: str = "float32",
-    batch_size: int = 16,
-    seconds: float = 4,
-    keep_memory: bool = True,
-) -> float:
+def start_loops(
+    model: str, processes: int, dtype: str = "float32", batch_size: int = 16, keep_memory: bool = True
+) -> list[Any]:
+    """Start processes for `forward_rate`. They end when nothing refers to them."""
+    environment = {"env_vars": KEEP_FREED_MEMORY} if keep_memory else {}
+    process = ray.remote(num_cpus=0, runtime_env=environment)(ForwardLoop)
+    return [process.remote(model, dtype, batch_size) for _ in range(processes)]
+
+
+def forward_rate(loops: list[Any], threads: int = 1, seconds: float = 4) -> float:
     """Return images per second of bare forward passes, summed over processes that run at the same time."""
-    process = ray.remote(num_cpus=0)(ForwardLoop)
-    loops = [process.remote(model, dtype, threads, batch_size, keep_memory) for _ in range(processes)]
-    ray.get([loop.run.remote(0) for loop in loops])  # warm-up, until all have loaded
-    rates: list[float] = ray.get([loop.run.remote(seconds) for loop in loops])
-    for loop in loops:
-        ray.kill(loop)
+    ray.get([loop.run.remote(threads, 0) for loop in loops])  # warm-up, until all have loaded
+    rates: list[float] = ray.get([loop.run.remote(threads, seconds) for loop in loops])
     return sum(rates)
 
 
@@ -192,10 +186,10 @@ def measure(source: str, model: str, limit: int | None = None) -> list[dict[str,
     one_block, eight_blocks = (actors_at_work(80, blocks, 10, 2) for blocks in (1, 8))
     rows.append(_row("one block for two actors", "actors at work", one_block, eight_blocks))
     if not torch.cuda.is_available():
-        rate = functools.partial(forward_rate, model, batch_size=usual, seconds=seconds)
-        threads = rate(1, cpus, keep_memory=False)
-        actors = rate(cpus, 1, keep_memory=False)
-        kept = rate(cpus, 1, keep_memory=True)
+        loops = start_loops(model, cpus, batch_size=usual, keep_memory=False)
+        threads, actors = forward_rate(loops[:1], cpus, seconds), forward_rate(loops, 1, seconds)
+        del loops
+        kept = forward_rate(start_loops(model, cpus, batch_size=usual), 1, seconds)
         rows.append(_row("threads instead of actors", "images/s", threads, actors))
         rows.append(_row("memory given back to the kernel", "images/s", actors, kept))
     rows.append(_row("decode against forward", "s an image", decode_s, forward_s[usual] / usual))

@@ -48,8 +48,11 @@ ENTRY_POINTS = {
     "serve",
     "test",
     "check",
+    "reference",
+    "labs",
     "bench",
     "lint",
+    "newest-ray",
     "print-env",
 }
 

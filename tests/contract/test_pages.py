@@ -1,4 +1,7 @@
-"""The pages hold beyond the samples: on other images and labels, and on a cluster that has no GPU."""
+"""The pages hold beyond the samples: on other images and labels, and on a cluster that has no GPU.
+
+Those of a part run so as its notebook, in `test_labs.py`; the others here.
+"""
 
 import inspect
 import json
@@ -11,6 +14,8 @@ import pytest
 
 from snippets.fundamentals import setup
 from snippets.samples import Samples
+from tests.labs import LABS, pages_of
+from tests.page_blocks import collect
 from tests.page_environment import PUBLIC
 from tests.page_rendering import ROOT
 
@@ -19,12 +24,18 @@ from tests.page_rendering import ROOT
 @pytest.mark.timeout(600)
 def test_pages_hold_on_other_images_and_labels_without_a_gpu(other_sample_set: Samples, tmp_path: Path) -> None:
     other = other_sample_set
+    in_labs = {page for part in LABS for page in pages_of(part)}
+    pages = [
+        page
+        for page in sorted((ROOT / "docs").rglob("*.md"))
+        if "assets" not in page.parts and page not in in_labs and any(block.is_executed for block in collect(page))
+    ]
     report = tmp_path / "report.json"
     outer = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTEST_"))}
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--codeblocks"),
-            *("--codeblocks-gpus=0", f"--codeblocks-report={report}", "docs"),
+            *("--codeblocks-gpus=0", f"--codeblocks-report={report}", *map(str, pages)),
         ],
         cwd=ROOT,
         env={**outer, "IMAGES": str(other.images), "MODEL": str(other.model)},
@@ -37,7 +48,8 @@ def test_pages_hold_on_other_images_and_labels_without_a_gpu(other_sample_set: S
     failed = [f"{block['page']}:{block['line']}: {block['cause']}" for block in ran["blocks"] if block["cause"]]
     assert [cause for cause in failed if not cause.endswith("no CUDA device")] == []
     assert done.returncode == 0, done.stdout
-    assert len({block["page"] for block in ran["blocks"]}) >= 7
+    assert {block["page"] for block in ran["blocks"]} == {str(page.relative_to(ROOT)) for page in pages}
+    assert ROOT / "docs" / "verify.md" in pages
 
 
 def test_the_runner_falls_back_to_what_the_pages_fall_back_to() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -61,23 +62,18 @@ def test_the_rate_sums_processes_that_each_have_the_threads(
     connected: RayCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Loop:
-        def __init__(self, model: str, dtype: str, threads: int, batch_size: int, keep_memory: bool) -> None:
-            self.rate = threads * batch_size * (10 if keep_memory else 1)
+        def __init__(self, model: str, dtype: str, batch_size: int) -> None:
+            self.batch_size = batch_size
 
-        def run(self, seconds: float) -> float:
-            return self.rate if seconds else 0
+        def run(self, threads: int, seconds: float) -> float:
+            kept = os.environ.get("MALLOC_ARENA_MAX") == "1"
+            return threads * self.batch_size * (10 if kept else 1) if seconds else 0
 
     monkeypatch.setattr(costs, "ForwardLoop", Loop)
-    assert costs.forward_rate("m", 2, 3, "float32", 4, 1, keep_memory=False) == 2 * 3 * 4
-    assert costs.forward_rate("m", 2, 3, "float32", 4, 1) == 2 * 3 * 4 * 10
-
-
-def test_memory_is_kept_only_where_it_is_asked_for(sample_set: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = []
-    monkeypatch.setattr(costs, "keep_freed_memory", lambda: kept.append(True))
-    for keep_memory in (False, True):
-        costs.ForwardLoop(str(sample_set.model), "float32", 1, 1, keep_memory)
-    assert kept == [True]
+    loops = costs.start_loops("m", 2, "float32", 4)
+    assert costs.forward_rate(loops, 3, 1) == 2 * 3 * 4 * 10
+    assert costs.forward_rate(loops[:1], 3, 1) == 3 * 4 * 10
+    assert costs.forward_rate(costs.start_loops("m", 1, "float32", 4, keep_memory=False), 3, 1) == 3 * 4
 
 
 def test_a_loop_makes_at_least_two_passes_over_its_batch(sample_set: Samples) -> None:
@@ -85,20 +81,20 @@ def test_a_loop_makes_at_least_two_passes_over_its_batch(sample_set: Samples) ->
 
     threads = torch.get_num_threads()
     try:
-        loop = costs.ForwardLoop(str(sample_set.model), "bfloat16", 1, 2, keep_memory=False)
+        loop = costs.ForwardLoop(str(sample_set.model), "bfloat16", 2)
         passes: list[Any] = []
         network = loop.network
 
         def watch(pixels: Any) -> Any:
-            passes.append(pixels)
+            passes.append((pixels.shape, torch.get_num_threads()))
             return network(pixels)
 
         loop.network = watch
-        assert loop.run(0) > 0
+        assert loop.run(1, 0) > 0
+        assert loop.run(2, 0) > 0
     finally:
         torch.set_num_threads(threads)
-    assert len(passes) == 2
-    assert passes[0].shape == (2, 3, 224, 224)
+    assert passes == [((2, 3, 224, 224), 1)] * 2 + [((2, 3, 224, 224), 2)] * 2
     assert {parameter.dtype for parameter in network.parameters()} == {torch.bfloat16}
 
 
@@ -121,6 +117,7 @@ def test_every_cost_has_its_two_values_and_the_factor_between_them(
     monkeypatch.setattr(costs, "decode_seconds", lambda source, model, images: 0.125 * images)
     monkeypatch.setattr(costs, "actors_at_work", lambda rows, blocks, batch_size, actors: min(blocks, actors))
     rates = itertools.count(10, 10)
+    monkeypatch.setattr(costs, "start_loops", lambda *_, **__: [])
     monkeypatch.setattr(costs, "forward_rate", lambda *_, **__: next(rates))
     rows = costs.measure(str(sample_set.images), str(sample_set.model), limit=4)
     assert all(list(row) == ["cost", "unit", "less", "more", "factor"] for row in rows)

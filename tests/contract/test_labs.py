@@ -1,0 +1,126 @@
+"""The notebooks hold what the pages hold, and run in a real kernel: on other images and labels, without a GPU."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nbformat
+import pytest
+
+from tests.labs import INSTALL, LABS, Lab, Prose, execute, main, pages_of, path_of, printed_by, problems
+from tests.page_blocks import collect
+from tests.page_rendering import ROOT
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+    from snippets.samples import Samples
+    from tests.ray_cluster import RayCluster
+
+logging.getLogger("traitlets").setLevel(logging.ERROR)
+
+
+@pytest.fixture(scope="module")
+def lab() -> Lab:
+    return Lab("fundamentals")
+
+
+@pytest.fixture
+def committed() -> NotebookNode:
+    notebook: NotebookNode = nbformat.read(path_of("fundamentals"), nbformat.NO_CONVERT)
+    return notebook
+
+
+def test_committed_notebooks_are_what_the_pages_say(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--check"]) == 0, capsys.readouterr().err
+    assert sorted(path_of("x").parent.glob("*.ipynb")) == sorted(path_of(part) for part in LABS)
+
+
+def test_every_block_of_the_part_that_can_run_is_a_cell_once(lab: Lab) -> None:
+    executed = [
+        block
+        for page in pages_of("fundamentals")
+        for block in collect(page)
+        if block.is_executed and not block.gpu
+    ]
+    repeated = [block for block in executed if block not in lab.blocks.values()]
+    # Only what earlier pages hold already is left out: definitions that are there, and nothing that prints.
+    assert all(block.expected is None for block in repeated)
+    source = "\n".join(cell.source for cell in lab.cells)
+    for definition in (
+        "def list_images(",
+        "class Classifier:",
+        "def plan_pool(",
+        "def classify_batch(",
+        "ray.init()",
+    ):
+        assert source.count(f"\n{definition}") == 1, definition
+
+
+def test_text_has_no_trace_of_the_sites_own_syntax(lab: Lab) -> None:
+    for cell in lab.cells:
+        if cell.cell_type == "markdown":
+            for trace in ("{#", "--8<--", "!!!", "???", "<!--", "<svg", ".md)", ".md#"):
+                assert trace not in cell.source, (cell.id, trace)
+
+
+def test_prose_is_flattened() -> None:
+    lines = [
+        "See [the pool](actor_pool.md#size) and [Ray](https://docs.ray.io/).",
+        "{#claim-one}",
+        "",
+        '!!! warning "Lost"',
+        "",
+        "    One line,",
+        "    and another.",
+        "",
+        '<figure class="chart"><svg>',
+        "</svg></figure>",
+        "",
+        "After.",
+        "<!--pytest.mark.gpu-->",
+    ]
+    assert Prose().flatten(lines) == (
+        "See the pool and [Ray](https://docs.ray.io/).\n\n> **Lost**\n>\n> One line,\n> and another.\n\nAfter."
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("source", "the page changed"),
+        ("output", "the output is not what the page shows"),
+        ("cell", "other cells than the pages have blocks"),
+    ],
+)
+def test_drift_is_named(lab: Lab, committed: NotebookNode, change: str, said: str) -> None:
+    cell = next(cell for cell in committed.cells if cell.id in lab.blocks and lab.blocks[cell.id].expected)
+    if change == "source":
+        cell.source += "\nprint()"
+    elif change == "output":
+        cell.outputs[0].text = "something else\n"
+    else:
+        committed.cells.remove(cell)
+    found = problems(lab, committed)
+    assert len(found) == 1 and said in found[0]
+
+
+def test_no_output_holds_a_path_of_this_machine(committed: NotebookNode) -> None:
+    printed = "".join(printed_by(cell) for cell in committed.cells if cell.cell_type == "code")
+    assert printed
+    assert str(ROOT) not in printed and str(Path.home()) not in printed
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(600)
+def test_the_notebook_runs_in_a_kernel_on_other_images_and_labels_without_a_gpu(
+    ray_cluster_without_gpus: RayCluster, lab: Lab, other_sample_set: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGES", str(other_sample_set.images))
+    monkeypatch.setenv("MODEL", str(other_sample_set.model))
+    ran = execute(lab.notebook())
+    assert problems(lab, ran) == []
+    install = [cell for cell in ran.cells if INSTALL in cell.metadata.get("tags", [])]
+    assert [cell.source for cell in install] == [lab.cells[0].source]

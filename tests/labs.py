@@ -1,0 +1,243 @@
+"""One notebook a part, made from its pages: `python -m tests.labs` writes them, with the outputs of a real kernel.
+
+What the runner executes on a page is a cell here, in the same order; a definition that the pages include again and
+again is there once. `--check` names what differs from the pages.
+"""
+
+import argparse
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from mkdocs.config import load_config
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+from tests.page_blocks import Block, collect
+from tests.page_rendering import DIRECTIVE, ROOT, Fence, Rendering
+from tests.page_run import matches
+
+LABS = ("fundamentals",)  # a part's folder below docs/
+FIRST_PAGES = {"fundamentals": ["setup.md"]}  # that a part needs, and that lie elsewhere
+FOLDER = ROOT / "docs" / "labs"
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+INSTALL, RAISES = "install", "raises-exception"  # tags; the second one is Jupyter's
+CELL_TIMEOUT_S = 300
+
+ADMONITION = re.compile(r'(?:!!!|\?\?\?\+?) \w+ "(.*)"$')
+EARLIER = '??? abstract "Code from earlier pages"'
+TERMINAL_COLOUR = r"\x1b\[[\d;]*m"
+CAUSE = re.compile(r"(?!ray\.)[\w.()]*[A-Z]\w*\)?: ")
+LINK_TO_PAGE = re.compile(r"\[([^\]]+)\]\((?!https?:)[^)]*\)")
+
+
+def pages_of(part: str) -> list[Path]:
+    """Return the pages of a part, in the order of the site's navigation."""
+    nav = load_config(str(ROOT / "mkdocs.yml"), plugins=[])["nav"]
+    names = [name for entry in nav for name in _page_names(entry) if name.startswith(f"{part}/")]
+    return [ROOT / "docs" / name for name in [*FIRST_PAGES.get(part, []), *names]]
+
+
+def _page_names(entry: Any) -> Iterator[str]:
+    for value in entry.values() if isinstance(entry, dict) else [entry]:
+        if isinstance(value, str):
+            yield value
+        else:
+            for each in value:
+                yield from _page_names(each)
+
+
+class Lab:
+    """The cells of a notebook, and the block that each code cell was made from, by the cell's id."""
+
+    def __init__(self, part: str) -> None:
+        self.cells: list[NotebookNode] = []
+        self.blocks: dict[str, Block] = {}
+        self.sections: set[str] = set()  # included so far
+        self.lines: set[str] = set()  # written on the pages so far, in code
+        pages = pages_of(part)
+        self._add_install_cell(pages)
+        for page in pages:
+            self._add_page(page)
+
+    def notebook(self) -> NotebookNode:
+        """Return the notebook, without outputs."""
+        notebook: NotebookNode = nbformat.v4.new_notebook(cells=self.cells, metadata={"kernelspec": KERNEL})
+        nbformat.validate(notebook)
+        return notebook
+
+    def _add_install_cell(self, pages: list[Path]) -> None:
+        installs = [block.source for page in pages for block in collect(page) if block.language == "console"]
+        command = next(source for source in installs if " -m pip install " in source)
+        packages = command.strip().partition(" -m pip install ")[2]
+        cell = nbformat.v4.new_code_cell(f"%pip install --quiet {packages}", id=INSTALL)
+        cell.metadata["tags"] = [INSTALL]
+        self.cells.append(cell)
+
+    def _add_page(self, page: Path) -> None:
+        rendering, blocks = Rendering(page.read_text("utf-8"), []), collect(page)
+        prose, position = Prose(), 0
+        for fence, block in zip(rendering.shown, blocks, strict=True):
+            before = rendering.lines[position : fence.start]
+            is_earlier = any(line.strip() == EARLIER for line in before)
+            self._add_text(page, prose.flatten([line for line in before if line.strip() != EARLIER]))
+            position = fence.end
+            if "pytest-codeblocks:expected-output" in block.directives:
+                continue  # the cell above shows what it printed itself
+            if block.language == "python" and not block.gpu:
+                if ".wrong" in rendering.lines[fence.start]:
+                    self._add_text(page, "**✗ Anti-pattern**")
+                self._add_code(page, block, self._source(rendering, fence, is_earlier))
+            else:
+                self._add_text(page, f"```{block.language}\n{block.source.rstrip()}\n```")
+        self._add_text(page, prose.flatten(rendering.lines[position:]))
+
+    def _source(self, rendering: Rendering, fence: Fence, is_earlier: bool) -> str:
+        """Return a block's source without the sections, and the lines of earlier pages, that are there already."""
+        kept, included = [], set()
+        for number, line in enumerate(fence.source.split("\n"), fence.start + 1):
+            section = rendering.origins[number][1]
+            if section in self.sections or (is_earlier and section is None and line in self.lines):
+                continue
+            kept.append(line)
+            included |= {section} - {None}
+            if section is None and line.strip():
+                self.lines.add(line)
+        self.sections |= {section for section in included if section}
+        return re.sub(r"\n{4,}", "\n\n\n", "\n".join(kept)).strip("\n")
+
+    def _add_text(self, page: Path, text: str) -> None:
+        if not text:
+            return
+        if self.cells[-1].cell_type == "markdown":
+            self.cells[-1].source += f"\n\n{text}"
+        else:
+            self.cells.append(nbformat.v4.new_markdown_cell(text, id=f"{page.stem}-{len(self.cells)}"))
+
+    def _add_code(self, page: Path, block: Block, source: str) -> None:
+        if not source:
+            return
+        cell = nbformat.v4.new_code_cell(source, id=f"{page.stem}-{len(self.cells)}")
+        if block.raises:
+            cell.metadata["tags"] = [RAISES]
+        self.cells.append(cell)
+        self.blocks[cell.id] = block
+
+
+class Prose:
+    """Markdown of a page as a notebook shows it: no admonition, no attribute, no figure, no link to a page."""
+
+    def __init__(self) -> None:
+        self.is_in_admonition = self.is_in_figure = False
+
+    def flatten(self, lines: list[str]) -> str:
+        """Return the lines that follow those of the call before."""
+        flat: list[str] = []
+        for line in lines:
+            self.is_in_figure |= line.lstrip().startswith("<figure")
+            if self.is_in_figure:
+                self.is_in_figure = "</figure>" not in line
+            elif opening := ADMONITION.match(line):
+                self.is_in_admonition = True
+                flat += [f"> **{opening[1]}**", ">"]
+            elif self.is_in_admonition and (line.startswith("    ") or not line.strip()):
+                flat.append(f"> {line[4:]}".rstrip())
+            else:
+                self.is_in_admonition = False
+                flat.append(line)
+        kept = [line for line in flat if not DIRECTIVE.match(line) and not re.fullmatch(r"[ >]*\{#.*\}\s*", line)]
+        text = LINK_TO_PAGE.sub(r"\1", "\n".join(kept))
+        text = re.sub(r"(\n>)+(?=\n[^>]|$)", "\n", re.sub(r"\n{3,}", "\n\n", text))
+        return text.strip("\n> ") if not text.lstrip().startswith(">") else text.strip()
+
+
+def execute(notebook: NotebookNode) -> NotebookNode:
+    """Run a notebook in a kernel of its own, but for the cell that installs, and return it with its outputs.
+
+    What is kept is what a block prints or the last line of what it raises: no logs, no times. Raises nbclient's
+    `CellExecutionError` where a cell fails that should not.
+    """
+    ran: NotebookNode = nbformat.from_dict(notebook)
+    install = [cell for cell in ran.cells if INSTALL in cell.metadata.get("tags", [])]
+    ran.cells = [cell for cell in ran.cells if cell not in install]
+    with tempfile.TemporaryDirectory() as folder:
+        resources = {"metadata": {"path": folder}}
+        NotebookClient(ran, timeout=CELL_TIMEOUT_S, record_timing=False, resources=resources).execute()
+    for number, cell in enumerate((cell for cell in ran.cells if cell.cell_type == "code"), 1):
+        cell.execution_count = number
+        cell.outputs = list(_kept_outputs(cell.outputs))
+    ran.cells = install + ran.cells
+    ran.metadata = notebook.metadata
+    return ran
+
+
+def _kept_outputs(outputs: list[NotebookNode]) -> Iterator[NotebookNode]:
+    printed = "".join(
+        output.text for output in outputs if output.output_type == "stream" and output.name == "stdout"
+    )
+    if printed:
+        yield nbformat.v4.new_output("stream", name="stdout", text=printed)
+    for output in outputs:
+        if output.output_type == "error":
+            # Ray puts the worker's traceback into the message, and its own errors after the cause.
+            message = f"{output.ename}: {re.sub(TERMINAL_COLOUR, '', output.evalue)}"
+            causes = [line for line in message.splitlines() if CAUSE.match(line)]
+            name, _, said = (causes[1] if len(causes) > 1 else causes[0]).partition(": ")
+            yield nbformat.v4.new_output("error", ename=name, evalue=said, traceback=[f"{name}: {said}"])
+
+
+def printed_by(cell: NotebookNode) -> str:
+    """Return what a cell printed, and the line of what it raised."""
+    return "".join(
+        output.text if output.output_type == "stream" else f"{output.traceback[0]}\n" for output in cell.outputs
+    )
+
+
+def problems(lab: Lab, notebook: NotebookNode) -> list[str]:
+    """Return where a notebook with outputs is not what its pages say."""
+    expected = lab.notebook()
+    found = []
+    if [cell.id for cell in expected.cells] != [cell.id for cell in notebook.cells]:
+        return ["the notebook has other cells than the pages have blocks"]
+    for ours, theirs in zip(expected.cells, notebook.cells, strict=True):
+        block = lab.blocks.get(ours.id)
+        where = block.where if block else f"the text in cell {ours.id}"
+        if (ours.source, ours.metadata) != (theirs.source, theirs.metadata):
+            found.append(f"{where}: the page changed")
+        elif block and block.expected and not matches(block.expected, printed_by(theirs), bool(block.raises)):
+            found.append(f"{where}: the output is not what the page shows: {printed_by(theirs)!r}")
+    return found
+
+
+def path_of(part: str) -> Path:
+    """Return the notebook of a part."""
+    return FOLDER / f"{part}.ipynb"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the notebooks; with `--check` name what differs and return 1 if anything does."""
+    parser = argparse.ArgumentParser(prog="python -m tests.labs", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="run and write nothing")
+    check = parser.parse_args(arguments).check
+    found = []
+    for part in LABS:
+        lab = Lab(part)
+        if not check:
+            ran = execute(lab.notebook())
+            if not problems(lab, ran):
+                FOLDER.mkdir(exist_ok=True)
+                nbformat.write(ran, path_of(part))
+        else:
+            ran = nbformat.read(path_of(part), nbformat.NO_CONVERT)
+        found += [f"{path_of(part).relative_to(ROOT)}: {problem}" for problem in problems(lab, ran)]
+    for problem in found:
+        print(problem, file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
