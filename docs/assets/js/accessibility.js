@@ -3,7 +3,7 @@
   document.querySelector(".md-search")?.setAttribute("aria-label", "Search"); // a dialog without a name
 
   // Its results have the focus while there are some: their links.
-  document.querySelector(".md-search__scrollwrap")?.removeAttribute("tabindex");
+  document.querySelector(".md-search__scrollwrap")?.setAttribute("tabindex", "-1");
 
   // On a phone the navigation opens with a label, which no keyboard reaches: here with a button.
   const label = document.querySelector(".md-header__button[for=__drawer]");
