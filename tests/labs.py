@@ -143,7 +143,7 @@ class Prose:
                 self.is_in_figure = "</figure>" not in line
             elif opening := ADMONITION.match(line):
                 self.is_in_admonition = True
-                flat += [f"> **{opening[1]}**", ">"]
+                flat.append(f"> **{opening[1]}**")
             elif self.is_in_admonition and (line.startswith("    ") or not line.strip()):
                 flat.append(f"> {line[4:]}".rstrip())
             else:
@@ -173,6 +173,19 @@ def execute(notebook: NotebookNode) -> NotebookNode:
     ran.cells = install + ran.cells
     ran.metadata = notebook.metadata
     return ran
+
+
+def with_outputs_of(path: Path, notebook: NotebookNode) -> NotebookNode | None:
+    """Return a notebook with the outputs of the one at `path`, or None where their code differs."""
+    if not path.exists():
+        return None
+    before = [cell for cell in nbformat.read(path, nbformat.NO_CONVERT).cells if cell.cell_type == "code"]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    if [(cell.source, cell.metadata) for cell in before] != [(cell.source, cell.metadata) for cell in code]:
+        return None
+    for ours, theirs in zip(code, before, strict=True):
+        ours.outputs, ours.execution_count = theirs.outputs, theirs.execution_count
+    return notebook
 
 
 def _kept_outputs(outputs: list[NotebookNode]) -> Iterator[NotebookNode]:
@@ -227,7 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
     for part in LABS:
         lab = Lab(part)
         if not check:
-            ran = execute(lab.notebook())
+            ran = with_outputs_of(path_of(part), lab.notebook()) or execute(lab.notebook())
             if not problems(lab, ran):
                 FOLDER.mkdir(exist_ok=True)
                 nbformat.write(ran, path_of(part))

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING
 import nbformat
 import pytest
 
-from tests.labs import INSTALL, LABS, Lab, Prose, execute, main, pages_of, path_of, printed_by, problems
+from tests.labs import (
+    INSTALL,
+    LABS,
+    Lab,
+    Prose,
+    execute,
+    main,
+    pages_of,
+    path_of,
+    printed_by,
+    problems,
+    with_outputs_of,
+)
 from tests.page_blocks import collect
 from tests.page_rendering import ROOT
 
@@ -105,6 +117,16 @@ def test_drift_is_named(lab: Lab, committed: NotebookNode, change: str, said: st
         committed.cells.remove(cell)
     found = problems(lab, committed)
     assert len(found) == 1 and said in found[0]
+
+
+def test_outputs_are_kept_while_the_code_is_the_same(lab: Lab, tmp_path: Path) -> None:
+    notebook = lab.notebook()
+    kept = with_outputs_of(path_of("fundamentals"), notebook)
+    assert kept is not None and problems(lab, kept) == []
+    code = next(cell for cell in lab.notebook().cells if cell.id in lab.blocks)
+    code.source += "  # another"
+    assert with_outputs_of(path_of("fundamentals"), nbformat.v4.new_notebook(cells=[code])) is None
+    assert with_outputs_of(tmp_path / "nothing.ipynb", notebook) is None
 
 
 def test_no_output_holds_a_path_of_this_machine(committed: NotebookNode) -> None:
