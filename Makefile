@@ -65,7 +65,7 @@ lint: $(READY) ## check style, types and spelling
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
-	@$(BIN)/codespell *.md docs snippets tests Makefile
+	@$(BIN)/codespell *.md docs scripts snippets tests Makefile
 	@$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml >/dev/null
 	@$(BIN)/zizmor --offline --quiet .github/workflows
 
@@ -100,7 +100,7 @@ newest-ray: samples ## run everything with the newest Ray and report what it cha
 	@mkdir -p $(NEWEST)
 	@$(MAKE) --no-print-directory setup VENV=$(NEWEST)/venv
 	@$(NEWEST)/venv/bin/pip install --quiet --disable-pip-version-check --upgrade 'ray[data]' 2>$(NEWEST)/pip.log
-	-$(NEWEST)/venv/bin/pytest tests --ignore=tests/contract/test_console_lines.py --junitxml=$(NEWEST)/tests.xml -o junit_family=xunit1
+	-$(NEWEST)/venv/bin/pytest tests --ignore=tests/contract/test_console_lines.py --ignore=tests/site --junitxml=$(NEWEST)/tests.xml -o junit_family=xunit1
 	-$(NEWEST)/venv/bin/pytest --codeblocks docs --codeblocks-report=$(NEWEST)/blocks.json
 	@$(NEWEST)/venv/bin/python -m tests.changes $(NEWEST)/tests.xml $(NEWEST)/blocks.json > $(NEWEST)/changes.md
 	@cat $(NEWEST)/changes.md

@@ -2,8 +2,6 @@
 {
   document.querySelector(".md-search")?.setAttribute("aria-label", "Search"); // a dialog without a name
 
-  // Its results have the focus while there are some: their links.
-  document.querySelector(".md-search__scrollwrap")?.setAttribute("tabindex", "-1");
 
   // On a phone the navigation opens with a label, which no keyboard reaches: here with a button.
   const label = document.querySelector(".md-header__button[for=__drawer]");
@@ -31,8 +29,10 @@
   const changes = new MutationObserver((records) => records.forEach(({ target }) => updateFocus(target)));
   const sizes = new ResizeObserver((entries) => entries.forEach(({ target }) => updateFocus(target)));
 
+  const SCROLLERS = ".md-typeset__scrollwrap, pre > code, .highlight-ipynb, .jupyter-wrapper pre";
   const improve = () => {
-    for (const element of document.querySelectorAll(".md-typeset__scrollwrap:not([role]), pre > code:not([role])")) {
+    for (const element of document.querySelectorAll(SCROLLERS)) {
+      if (element.role) continue;
       const isTable = element.matches(".md-typeset__scrollwrap");
       element.setAttribute("role", "group");
       element.setAttribute("aria-label", isTable ? "Table" : "Code");

@@ -1,0 +1,194 @@
+"""What a reader sees, hears, finds and copies in a browser, on every page."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+from tests.page_blocks import CONSOLE_COMMAND, collect
+from tests.page_rendering import ROOT
+from tests.site.browser import MODES, copies, problems, search, tab, tab_through, visit
+from tests.site.built import PAGES, Site, name, serve
+
+WRITTEN = {page: source for page, source in PAGES.items() if source and source.suffix == ".md"}
+SEEN_RESULTS = 3  # pages among the results of a search that a reader sees without scrolling
+SCREENSHOTS = ROOT / ".cache" / "screenshots"
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_a_page_shows_its_reader_no_fault(browser: Browser, site: Site, page: str, mode: str) -> None:
+    screenshot = SCREENSHOTS / mode / f"{name(page)}.png"
+    assert problems(browser, site, page, MODES[mode], screenshot) == []
+
+
+def shown_code(source: Path) -> list[str]:
+    """Return what a reader wants of each block of a page: its source, and of a console what is typed there."""
+    return [
+        "\n".join(command[1] for command in CONSOLE_COMMAND.finditer(block.source))
+        if block.language == "console"
+        else block.source.rstrip("\n")
+        for block in collect(source)
+    ]
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=name)
+def test_each_copy_button_gives_the_tested_code(browser: Browser, site: Site, page: str) -> None:
+    with tab(browser, MODES["light"]) as opened:
+        visit(opened, site.url + page)
+        assert copies(opened) == shown_code(WRITTEN[page])
+
+
+def shown_errors() -> dict[str, set[str]]:
+    """Return the errors that blocks raise, with their pages; what a page leaves open is left out."""
+    errors: dict[str, set[str]] = {}
+    for page, source in WRITTEN.items():
+        for block in collect(source):
+            if block.raises and block.expected:
+                errors.setdefault(" ".join(block.expected.replace("...", " ").split()), set()).add(page)
+    return errors
+
+
+def test_a_pasted_error_leads_to_the_page_that_explains_it(browser: Browser, site: Site) -> None:
+    errors = shown_errors()
+    assert "ValueError: Per-column arrays must each be 1-dimensional" in errors
+    with tab(browser, MODES["light"]) as opened:
+        visit(opened, site.url)
+        for error, pages in errors.items():
+            # A lab is the same text as a notebook, all of a part in one page.
+            found = dict.fromkeys(page for page in search(opened, error) if not page.startswith("labs/"))
+            assert pages & set(list(found)[:SEEN_RESULTS]), error
+        assert search(opened, "xylophone quartet") == []
+
+
+@pytest.mark.parametrize("mode", ["light", "phone"])
+def test_the_keyboard_reaches_everything_and_shows_where_it_is(browser: Browser, site: Site, mode: str) -> None:
+    with tab(browser, MODES[mode]) as opened:
+        visit(opened, site.url + "fundamentals/actor_pool/")
+        assert opened.locator(".drawer-button").is_visible() == (mode == "phone")
+        stops, missed = tab_through(opened)
+    assert missed == []
+    assert [stop.place for stop in stops if not stop.is_visible] == []
+    areas = list(dict.fromkeys(stop.area for stop in stops))
+    if mode == "light":
+        expected = ["skip", "header", "palette", "search", "navigation", "contents", "page", "copy", "footer"]
+        assert areas == expected
+
+
+def test_the_skip_link_leads_to_the_text(browser: Browser, site: Site) -> None:
+    with tab(browser, MODES["light"]) as opened:
+        visit(opened, site.url + "setup/")
+        for key in ("Tab", "Enter", "Tab"):
+            opened.keyboard.press(key)
+        assert opened.evaluate("document.activeElement.closest('.md-content') !== null")
+
+
+def tab_to(page: Page, selector: str) -> None:
+    """Press Tab until the focus is on an element of this kind."""
+    for _ in range(200):
+        page.keyboard.press("Tab")
+        if page.evaluate("(selector) => document.activeElement.matches(selector)", selector):
+            return
+    raise AssertionError(f"no Tab leads to {selector}")
+
+
+def test_the_keyboard_switches_light_and_dark(browser: Browser, site: Site) -> None:
+    with tab(browser, MODES["light"]) as opened:
+        visit(opened, site.url)
+        tab_to(opened, "[name=__palette]")
+        schemes = []
+        for _ in range(2):
+            opened.keyboard.press("ArrowRight")
+            schemes.append(opened.evaluate("document.body.dataset.mdColorScheme"))
+        assert schemes == ["slate", "default"]
+
+
+def test_the_keyboard_opens_the_navigation_of_a_phone(browser: Browser, site: Site) -> None:
+    with tab(browser, MODES["phone"]) as opened:
+        visit(opened, site.url)
+        tab_to(opened, ".drawer-button")
+        opened.keyboard.press("Enter")
+        tab_to(opened, ".md-sidebar--primary a[href='setup/']")
+        opened.keyboard.press("Enter")
+        opened.wait_for_url(f"{site.url}setup/")
+
+
+PLAIN = """<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>A page</title>
+<link rel="icon" href="data:,"></head>
+<body><main><h1>A page</h1><p>A text.</p>PLANTED</main></body>
+</html>
+"""
+NARROW = "width: 5em; white-space: nowrap"
+TABLE = '<table style="width: 60em"><tr><th>A head</th></tr><tr><td>A cell</td></tr></table>'
+# What is planted into a page, and what is said of it at the width of a phone.
+FAULTS = {
+    "console-error": ("<script>console.error('planted')</script>", "^error: planted$"),
+    "console-warning": ("<script>console.warn('planted')</script>", "^warning: planted$"),
+    "exception": ("<script>throw new Error('planted')</script>", "^an exception: .*planted"),
+    "other-host": ("<script src='https://example.com/a.js'></script>", r"^a request to example\.com$"),
+    "missing-file": ("<img src='missing.png' alt='A picture'>", r"^404: .*/missing\.png$"),
+    "no-alt": ("<img src='data:,'>", "^axe image-alt: "),
+    "contrast": ("<p style='color: #999'>Pale.</p>", "^axe color-contrast: "),
+    "wide-page": ("<div style='width: 500px; height: 1px'></div>", "^the page is 5.. px wide, the screen 390$"),
+    "cut-off": (f"<p style='{NARROW}; overflow: hidden'>More text than fits.</p>", "^cut off by p: p "),
+    "too-wide": (f"<p style='{NARROW}'>More text than fits.</p>", "^wider than its box: p "),
+    "off-screen": ("<p style='margin-left: -4em'>Partly on the screen.</p>", "^cut off by the screen: p "),
+    "small": ("<p style='font-size: 6px'>Small.</p>", "^too small to read: p "),
+    "table": (
+        f"<div style='overflow-x: auto'>{TABLE}</div>",
+        "^scrolls sideways, and no keyboard reaches it: div",
+    ),
+    "folded": (
+        f"<details><summary>More</summary><p style='{NARROW}'>More than fits.</p></details>",
+        "^wider than",
+    ),
+}
+
+
+def look_at(browser: Browser, folder: Path, html: str) -> list[str]:
+    """Return what is wrong with a page of this text."""
+    (folder / "index.html").write_text(html)
+    with serve(folder) as planted:
+        return problems(browser, planted, "", MODES["phone"])
+
+
+def test_a_page_without_a_fault_is_let_through(browser: Browser, tmp_path: Path) -> None:
+    reachable = f"<div style='overflow-x: auto' tabindex='0'>{TABLE}</div>"
+    assert look_at(browser, tmp_path, PLAIN.replace("PLANTED", reachable)) == []
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_seen(browser: Browser, tmp_path: Path, fault: str) -> None:
+    html, said = FAULTS[fault]
+    found = look_at(browser, tmp_path, PLAIN.replace("PLANTED", html))
+    assert [problem for problem in found if re.search(said, problem)], found
+
+
+def test_a_heavy_page_is_seen(browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "heavy.js").write_text(f"/* {os.urandom(300_000).hex()} */")
+    [problem] = look_at(browser, tmp_path, PLAIN.replace("PLANTED", "<script src='heavy.js'></script>"))
+    assert re.fullmatch(r"the first view takes 3\d{5} bytes, of 250000", problem)
+
+
+def test_a_button_that_copies_something_else_is_seen(browser: Browser, tmp_path: Path) -> None:
+    button = "<button data-md-type=copy onclick='navigator.clipboard.writeText(`other`)'>Copy</button>"
+    (tmp_path / "index.html").write_text(PLAIN.replace("PLANTED", f"<pre>code</pre>{button}"))
+    with serve(tmp_path) as planted, tab(browser, MODES["light"]) as opened:
+        visit(opened, planted.url)
+        assert copies(opened) == ["other"]
+
+
+def test_a_focus_that_nobody_sees_and_a_link_without_one_are_seen(browser: Browser, tmp_path: Path) -> None:
+    links = (
+        "<a href='#a' style='outline: none'>unseen</a> <a href='#b' tabindex='-1'>missed</a> <a href='#c'>c</a>"
+    )
+    (tmp_path / "index.html").write_text(PLAIN.replace("PLANTED", links))
+    with serve(tmp_path) as planted, tab(browser, MODES["light"]) as opened:
+        visit(opened, planted.url)
+        stops, missed = tab_through(opened)
+    assert [(stop.place, stop.is_visible) for stop in stops] == [('a. "unseen"', False), ('a. "c"', True)]
+    assert missed == ['a. "missed"']
