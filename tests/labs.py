@@ -60,6 +60,10 @@ class Lab:
         self.sections: set[str] = set()  # included so far
         self.lines: set[str] = set()  # written on the pages so far, in code
         pages = pages_of(part)
+        title = re.search(r"^# (.+)", (ROOT / "docs" / part / "index.md").read_text("utf-8"), re.M)
+        assert title  # each part's introduction has one
+        intro = f"# {title[1]}, as a notebook\n\nThe first cell installs what the others import. Run them from the top."
+        self.cells.append(nbformat.v4.new_markdown_cell(intro, id="introduction"))
         self._add_install_cell(pages)
         for page in pages:
             self._add_page(page)
@@ -151,6 +155,7 @@ class Prose:
                 flat.append(line)
         kept = [line for line in flat if not DIRECTIVE.match(line) and not re.fullmatch(r"[ >]*\{#.*\}\s*", line)]
         text = LINK_TO_PAGE.sub(r"\1", "\n".join(kept))
+        text = re.sub(r"^#", "##", text, flags=re.M)  # below the notebook's own title
         text = re.sub(r"(\n>)+(?=\n[^>]|$)", "\n", re.sub(r"\n{3,}", "\n\n", text))
         return text.strip("\n> ") if not text.lstrip().startswith(">") else text.strip()
 
@@ -162,15 +167,15 @@ def execute(notebook: NotebookNode) -> NotebookNode:
     `CellExecutionError` where a cell fails that should not.
     """
     ran: NotebookNode = nbformat.from_dict(notebook)
-    install = [cell for cell in ran.cells if INSTALL in cell.metadata.get("tags", [])]
-    ran.cells = [cell for cell in ran.cells if cell not in install]
+    cells = ran.cells
+    ran.cells = [cell for cell in cells if INSTALL not in cell.metadata.get("tags", [])]
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}
         NotebookClient(ran, timeout=CELL_TIMEOUT_S, record_timing=False, resources=resources).execute()
     for number, cell in enumerate((cell for cell in ran.cells if cell.cell_type == "code"), 1):
         cell.execution_count = number
         cell.outputs = list(_kept_outputs(cell.outputs))
-    ran.cells = install + ran.cells
+    ran.cells = cells
     ran.metadata = notebook.metadata
     return ran
 

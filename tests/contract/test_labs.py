@@ -145,4 +145,4 @@ def test_the_notebook_runs_in_a_kernel_on_other_images_and_labels_without_a_gpu(
     ran = execute(lab.notebook())
     assert problems(lab, ran) == []
     install = [cell for cell in ran.cells if INSTALL in cell.metadata.get("tags", [])]
-    assert [cell.source for cell in install] == [lab.cells[0].source]
+    assert [cell.source for cell in install] == [lab.cells[1].source]
