@@ -93,6 +93,8 @@ labs: samples ## make the notebooks from the pages, with outputs of a real kerne
 
 bench: samples ## measure everything that the pages state, write docs/assets/results and render it
 	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark
+	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark.timeline
+	@$(BIN)/python -m snippets.benchmark.render >/dev/null
 
 # In an environment of its own. What fails there is what the report says, and no reason to stop. The tests of the
 # console lines call make, which would go back to the pinned version.

@@ -17,6 +17,8 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
+# All but what measuring and rendering write, so that one measurement may follow another.
+SOURCES = (".", ":!docs/assets/results", ":!docs/assets/figures", ":!docs/labs/*.ipynb", ":!README.md")
 PACKAGES = ("ray", "torch", "transformers", "pillow", "numpy")
 # What decides how fast a CPU multiplies matrices, of x86 and ARM.
 INSTRUCTION_SETS = (
@@ -77,7 +79,7 @@ def read_provenance(
     hardware: Hardware, source: str, model: str, arguments: Sequence[str], module: str = "snippets.benchmark"
 ) -> dict[str, Any]:
     """Return what a results file says about its origin; `arguments` are those of the command line."""
-    status = _git("status", "--porcelain")
+    status = _git("status", "--porcelain", "--", *SOURCES)
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),
