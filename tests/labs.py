@@ -62,8 +62,9 @@ class Lab:
         pages = pages_of(part)
         title = re.search(r"^# (.+)", (ROOT / "docs" / part / "index.md").read_text("utf-8"), re.M)
         assert title  # each part's introduction has one
-        intro = f"# {title[1]}, as a notebook\n\nThe first cell installs what the others import. Run them in order."
-        self.cells.append(nbformat.v4.new_markdown_cell(intro, id="introduction"))
+        text = "The first cell installs what the others import. Run them in order."
+        intro = nbformat.v4.new_markdown_cell(f"# {title[1]}, as a notebook\n\n{text}", id="introduction")
+        self.cells.append(intro)
         self._add_install_cell(pages)
         for page in pages:
             self._add_page(page)
