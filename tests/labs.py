@@ -156,7 +156,8 @@ class Prose:
                 flat.append(line)
         kept = [line for line in flat if not DIRECTIVE.match(line) and not re.fullmatch(r"[ >]*\{#.*\}\s*", line)]
         text = LINK_TO_PAGE.sub(r"\1", "\n".join(kept))
-        text = re.sub(r"^#", "##", text, flags=re.M)  # below the notebook's own title
+        # Below the notebook's own title, and without code: its anchor would not be that of the contents.
+        text = re.sub(r"^#.*", lambda heading: "#" + heading[0].replace("`", ""), text, flags=re.M)
         text = re.sub(r"(\n>)+(?=\n[^>]|$)", "\n", re.sub(r"\n{3,}", "\n\n", text))
         return text.strip("\n> ") if not text.lstrip().startswith(">") else text.strip()
 
