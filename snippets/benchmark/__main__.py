@@ -13,7 +13,7 @@ from types import FrameType
 
 from snippets.benchmark import render
 from snippets.benchmark.contenders import CONTENDERS, contenders_for
-from snippets.benchmark.harness import Plan, measure
+from snippets.benchmark.harness import Plan, measure, remeasure_costs
 from snippets.benchmark.provenance import read_hardware, read_provenance
 from snippets.benchmark.results import FOLDER, PUBLISHED
 from snippets.benchmark.tables import summary_table
@@ -37,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--output", type=Path, help="results file (default: docs/assets/results/, named for the hardware)")
     add("--quick", action="store_true", help="few images, no costs, no memory: for tests; needs --output")
+    add("--costs-only", action="store_true", help="measure the costs again, into the results file that is there")
     add("--render-only", action="store_true", help="measure nothing; render the committed results file")
     add("--check", action="store_true", help="render nothing; exit with 1 where the rendered files differ")
     return parser
@@ -71,6 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     signal.signal(signal.SIGTERM, _interrupt)
     provenance = read_provenance(hardware, source, model, arguments)
+    if options.costs_only:
+        remeasure_costs(plan, provenance, output)
+        render.write_all()
+        return 0
     results, is_complete = None, False
     with contextlib.suppress(KeyboardInterrupt):
         try:

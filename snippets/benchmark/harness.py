@@ -11,7 +11,7 @@ from typing import Any
 
 from snippets.benchmark.contenders import CONTENDERS
 from snippets.benchmark.processes import ask
-from snippets.benchmark.results import SCHEMA, save_results
+from snippets.benchmark.results import SCHEMA, load_results, save_results
 from snippets.fundamentals.dataset import list_images
 
 LIMITS = "limits"  # takes its turn like a contender
@@ -90,6 +90,17 @@ def measure(plan: Plan, provenance: dict[str, Any], output: Path) -> tuple[dict[
     except KeyboardInterrupt:
         return results, False
     return results, True
+
+
+def remeasure_costs(plan: Plan, provenance: dict[str, Any], output: Path) -> dict[str, Any]:
+    """Measure the costs alone, write them into a results file with when and at which commit, and return it all."""
+    measured = load_results(output)
+    del measured["summary"]
+    measured["costs"] = plan.ask({"kind": "costs", "source": plan.source, "model": plan.model})["costs"]
+    measured["costs_provenance"] = {
+        key: provenance[key] for key in ("date", "commit", "uncommitted_changes", "command")
+    }
+    return save_results(output, measured)
 
 
 def measure_round(plan: Plan, index: int) -> dict[str, Any]:

@@ -164,11 +164,17 @@ def provenance_table(results: dict[str, Any], name: str, digest: str) -> str:
     """Return where the numbers come from; `name` and `digest` are those of the results file."""
     found = results["provenance"]
     hardware = found["hardware"]
+    again = results.get("costs_provenance")
     images = "; ".join(f"{CONTENDERS[name].title}: {number}" for name, number in results["images"].items())
     rows = [
         ["date", found["date"]],
         ["commit", _commit(found)],
         ["command", f"`{found['command']}`"],
+        *(
+            [["costs measured again", f"{again['date']}, commit {_commit(again)}, `{again['command']}`"]]
+            if again
+            else []
+        ),
         ["rounds", count(len(results["rounds"])) + ("" if results["complete"] else ", then interrupted")],
         ["images a run", images],
         ["images, checkpoint", f"`{found['images']}`, `{found['model']}`"],

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from snippets.benchmark import __main__ as benchmark
-from snippets.benchmark.harness import Plan, agreement, measure, rotate, spread_evenly
+from snippets.benchmark.harness import Plan, agreement, measure, remeasure_costs, rotate, spread_evenly
 from snippets.benchmark.processes import MARK, ask
 from snippets.benchmark.provenance import ROOT
 from snippets.benchmark.results import check_results, load_results
@@ -112,6 +112,17 @@ def test_an_interrupt_in_the_first_round_leaves_the_results_file_as_it_was(tmp_p
     output.write_text("before")
     assert measure(fake_plan(tmp_path, FakeRuns(interrupt_at=2), 5), provenance(), output) == (None, False)
     assert output.read_text() == "before"
+
+
+def test_costs_measured_again_say_when_and_leave_the_rounds(tmp_path: Path) -> None:
+    output = tmp_path / "results.json"
+    before, _ = measure(fake_plan(tmp_path, FakeRuns(), 1), provenance(), output)
+    plan = fake_plan(tmp_path, FakeRuns(), 1)
+    plan.ask = lambda request: {"costs": [{"cost": request["kind"]}]}
+    after = remeasure_costs(plan, {**provenance(), "commit": "later"}, output)
+    assert before is not None and after["rounds"] == before["rounds"]
+    assert after["costs"] == [{"cost": "costs"}] and after["costs_provenance"]["commit"] == "later"
+    assert load_results(output) == after
 
 
 def test_a_failed_measurement_says_which_and_why() -> None:
