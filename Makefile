@@ -14,7 +14,7 @@ NEWEST = .cache/newest-ray
 SAMPLES = .cache/samples
 IMAGES ?= $(CURDIR)/$(SAMPLES)/images
 MODEL ?= $(CURDIR)/$(SAMPLES)/model
-SOURCES = mkdocs.yml $(shell find docs snippets -type f -not -name '*.pyc' 2>/dev/null)
+SOURCES = mkdocs.yml $(shell find docs snippets -not -name '*.pyc' -not -name __pycache__ 2>/dev/null)
 PORT ?= 8000
 PART ?=
 PAGE ?=
@@ -26,7 +26,7 @@ export NO_MKDOCS_2_WARNING = 1
 export PYTHONWARNINGS = ignore::FutureWarning
 
 .DEFAULT_GOAL = help
-.PHONY: help setup samples demo site build serve browser test check reference labs bench lint newest-ray print-env
+.PHONY: help setup samples demo site build serve browser s3 test check proof reference labs bench picture lint newest-ray print-env
 
 help: ## list the entry points
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -52,7 +52,10 @@ site: demo build ## run the main example and build the site: the first command t
 	@echo
 	@echo "The site is in site/. To read it: make serve, then open http://127.0.0.1:$(PORT)"
 
-build: $(READY) site/.built ## build the site with MkDocs alone (strict)
+# The overview says what was proven of these sources, the tests among them: nothing, where they have changed since.
+build: $(READY) ## build the site with MkDocs alone (strict)
+	@$(BIN)/python -m tests.proof --render
+	@$(MAKE) --no-print-directory site/.built
 
 site/.built: $(SOURCES) $(READY)
 	@$(BIN)/mkdocs build --strict
@@ -69,12 +72,17 @@ lint: $(READY) ## check style, types and spelling
 	@$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml >/dev/null
 	@$(BIN)/zizmor --offline --quiet .github/workflows
 
-# The tests of the site look at it in a browser.
+# The tests of the site look at it in a browser, and check its HTML with a program in Java.
 browser: $(READY)
 	@scripts/install-browser
+	@scripts/install-java
+
+# The tests of S3 read from a server and write to it.
+s3:
+	@scripts/install-s3
 
 # The tests run the pages once more, on other images and without a GPU.
-test: samples lint build $(if $(PART),,browser) ## run everything that proves the site true (PART=fundamentals: that part)
+test: samples lint build $(if $(PART),,browser s3) ## run everything that proves the site true (PART=fundamentals: that part)
 	@rm -f .cache/tests.xml .cache/blocks.json
 	$(BIN)/pytest $(TESTS) --junitxml=.cache/tests.xml -o junit_family=xunit1
 	$(BIN)/pytest --codeblocks $(PAGES) --codeblocks-report=.cache/blocks.json
@@ -84,9 +92,14 @@ check: samples ## run the blocks of one page: make check PAGE=docs/setup.md
 	@test -f "$(PAGE)" || { echo "make check needs a page, as in: make check PAGE=docs/setup.md" >&2; exit 2; }
 	$(BIN)/pytest --codeblocks $(PAGE)
 
-reference: $(READY) ## write the reference's defaults and signatures from the installed Ray and the modules
+proof: $(READY) ## write how many blocks and claims pass, from the last make test, for the overview
+	@$(BIN)/python -m tests.proof
+
+reference: $(READY) ## write the reference from the installed Ray and the modules, and the pages' reading times
 	@$(BIN)/python -m snippets.reference.parameters
 	@$(BIN)/python -m snippets.reference.api
+	@$(BIN)/python -m snippets.architecture.calculator_files
+	@$(BIN)/python -m snippets.reference.reading
 
 labs: samples ## make the notebooks from the pages, with outputs of a real kernel (docs/labs)
 	@IMAGES=$(IMAGES) MODEL=$(MODEL) RAY_AUTH_MODE=disabled $(BIN)/python -m tests.labs
@@ -94,14 +107,19 @@ labs: samples ## make the notebooks from the pages, with outputs of a real kerne
 bench: samples ## measure everything that the pages state, write docs/assets/results and render it
 	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark
 	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark.timeline
+	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark.stepwise
 	@$(BIN)/python -m snippets.benchmark.render >/dev/null
+
+# After a change of Ray's version, or of what the page watches.
+picture: samples browser
+	@IMAGES=$(IMAGES) MODEL=$(MODEL) RAY_AUTH_MODE=disabled $(BIN)/python -m tests.dashboard_picture
 
 # In an environment of its own. What fails there is what the report says, and no reason to stop. The tests of the
 # console lines call make, which would go back to the pinned version.
-newest-ray: samples ## run everything with the newest Ray and report what it changes, in .cache/newest-ray
+newest-ray: samples s3 ## run everything with the newest Ray and report what it changes, in .cache/newest-ray
 	@mkdir -p $(NEWEST)
 	@$(MAKE) --no-print-directory setup VENV=$(NEWEST)/venv
-	@$(NEWEST)/venv/bin/pip install --quiet --disable-pip-version-check --upgrade 'ray[data]' 2>$(NEWEST)/pip.log
+	@$(NEWEST)/venv/bin/pip install --quiet --disable-pip-version-check --upgrade 'ray[data,default]' 2>$(NEWEST)/pip.log
 	-$(NEWEST)/venv/bin/pytest tests --ignore=tests/contract/test_console_lines.py --ignore=tests/site --junitxml=$(NEWEST)/tests.xml -o junit_family=xunit1
 	-$(NEWEST)/venv/bin/pytest --codeblocks docs --codeblocks-report=$(NEWEST)/blocks.json
 	@$(NEWEST)/venv/bin/python -m tests.changes $(NEWEST)/tests.xml $(NEWEST)/blocks.json > $(NEWEST)/changes.md

@@ -21,6 +21,7 @@ def check_checkpoint(model: str) -> None:
     if Path(name).is_dir():
         _check_files(f"The checkpoint folder {name}", {path.name for path in Path(name).iterdir()})
         _check_shards(Path(name))
+        _check_weights(Path(name))
         config = Path(name) / "config.json"
     elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise ValueError(f"There is no checkpoint folder {name}.")
@@ -51,6 +52,17 @@ def _check_shards(folder: Path) -> None:
         missing = sorted(shard for shard in shards if not (folder / shard).is_file())
         if missing:
             raise ValueError(f"The checkpoint folder {folder} lacks {', '.join(missing)} of its weights.")
+
+
+def _check_weights(folder: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "np"):  # reads the header, and compares it with the length of the file
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"The weights {path} are not whole ({error}).") from None
 
 
 def _download_config(name: str, revision: str | None) -> Path:

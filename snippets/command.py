@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NoReturn
 
+from snippets.s3_errors import explain_refusal, name_endpoint
+
 SHOWN_ROWS = 3
 VERSIONS = ("ray", "torch", "transformers")
 Rows = list[dict[str, Any]]
@@ -97,10 +99,11 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, ray.exceptions.RayError):
         # The text of a traceback, after which Ray adds errors of its own and advice.
         causes = [line for line in lines if re.match(r"(?!ray\.exceptions\.)[\w.]*[A-Z]\w*: ", line)]
-        where = re.search(r"ray::(.+?)\(\)", lines[0])
-        return f"The job ended in {where[1] if where else 'a worker'}: {[lines[0], *causes][-1]}"
+        where, cause = re.search(r"ray::(.+?)\(\)", lines[0]), [lines[0], *causes][-1]
+        return f"The job ended in {where[1] if where else 'a worker'}: {explain_refusal(cause) or cause}"
     if isinstance(error, ValueError | OSError):
-        return str(error)
+        text = re.sub(r"^\[Errno \d+\] (.+?)\.? Detail: \[errno \d+\] (.+)", r"\1: \2.", str(error))  # pyarrow's
+        return explain_refusal(text) or name_endpoint(text)
     return None
 
 
@@ -172,7 +175,10 @@ def _is_no_error(record: logging.LogRecord) -> bool:
 def ray_options() -> dict[str, Any]:
     """Return what the commands give to `ray.init()`: on this machine, nothing listens beyond it."""
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-    return quiet if "RAY_ADDRESS" in os.environ else {**quiet, "_node_ip_address": "127.0.0.1"}
+    if "RAY_ADDRESS" in os.environ:
+        return quiet
+    # Nobody looks at a dashboard of the run of one command, and it would share the cores.
+    return {**quiet, "_node_ip_address": "127.0.0.1", "include_dashboard": False}
 
 
 def format_report(report: dict[str, Any], rows: list[dict[str, Any]]) -> str:

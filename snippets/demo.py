@@ -39,8 +39,10 @@ def format_table(reports: dict[str, dict[str, Any]], agreeing: int, compared: in
 
 def main() -> int:
     """Run both pipelines; return 1 where the labels differ, 2 for input that cannot be used."""
-    arguments = sys.argv[1:] if "--limit" in sys.argv else [*sys.argv[1:], "--limit", str(DEFAULT_LIMIT)]
-    options = command.build_parser(actor_pool).parse_args(arguments)
+    parser = command.build_parser(actor_pool)
+    parser.prog, parser.description = "python -m snippets.demo", __doc__
+    parser.set_defaults(limit=DEFAULT_LIMIT)
+    options = parser.parse_args()
     reports, labels = {}, []
     try:
         for name, module in PIPELINES.items():

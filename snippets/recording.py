@@ -31,6 +31,7 @@ WATCHED = {  # module -> function or method -> kind of event
     },
     "snippets.fundamentals.naive": {"classify_batch": "batch"},
     "snippets.fundamentals.actor_pool": {"decode": "decode", "Classifier.__call__": "batch"},
+    "snippets.fundamentals.stepwise": {"KeptModel.__call__": "batch"},
     "snippets.fundamentals.preprocessing": {"read_headers": "decode", "add_features": "batch"},
     "snippets.benchmark.contenders": {"InferenceWorker.__call__": "batch"},
 }

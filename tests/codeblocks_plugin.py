@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -46,11 +47,13 @@ class Runner:
 
     def __init__(self, config: pytest.Config) -> None:
         from tests.page_environment import PageEnvironment
+        from tests.sources import digest_sources
 
         self.limit_s: float = config.option.codeblocks_timeout
         self.report_file: Path | None = config.option.codeblocks_report
         self.environment = PageEnvironment(config.option.codeblocks_gpus)
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
+        self.sources = digest_sources()
         self.blocks: list[dict[str, Any]] = []
         self.refused: list[dict[str, Any]] = []
         self.signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -93,6 +96,7 @@ class Runner:
         versions = {name: version(name) for name in REPORTED_VERSIONS}
         return {
             "started": self.started,
+            "sources": self.sources,
             "versions": {"python": platform.python_version(), **versions},
             "cluster": self.environment.resources,
             "images": self.environment.data["IMAGES"],
@@ -147,7 +151,7 @@ class Page(pytest.File):
     def outcome(self, block: "Block") -> "Outcome":
         """Return how a block ended, after running those before it."""
         assert self.run is not None
-        return self.run.outcome(block, self.blocks, can_run=lambda each: not each.gpu or has_gpu())
+        return self.run.outcome(block, self.blocks, can_run=lambda each: not each.gpu or has_gpu(each.gpu_module))
 
     def teardown(self) -> None:
         """End the page; whatever still went on then fails its last block."""
@@ -190,8 +194,8 @@ class BlockItem(pytest.Item):
 
 
 @cache
-def has_gpu() -> bool:
-    """Whether a CUDA device is present."""
+def has_gpu(module: str | None = None) -> bool:
+    """Whether a CUDA device is present, and the package that a block needs besides."""
     import torch
 
-    return bool(torch.cuda.is_available())
+    return bool(torch.cuda.is_available()) and (module is None or find_spec(module) is not None)

@@ -19,10 +19,18 @@ if TYPE_CHECKING:  # most tests need no Ray
 OTHER_LABELS = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _state_of_the_sources(record_testsuite_property: Callable[[str, object], None]) -> None:
+    """Say in the report of a run (`--junitxml`) which sources it was of."""
+    from tests.sources import digest_sources
+
+    record_testsuite_property("sources", digest_sources())
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator["RayCluster"]:
-    """A cluster with two logical GPUs, which a bare `ray.init()` joins."""
-    with _joined(gpus_per_worker=1) as cluster:
+    """A cluster with two logical GPUs and the state API, which a bare `ray.init()` joins."""
+    with _joined(gpus_per_worker=1, dashboard=True) as cluster:
         yield cluster
 
 
@@ -34,13 +42,13 @@ def ray_cluster_without_gpus() -> Iterator["RayCluster"]:
 
 
 @contextmanager
-def _joined(gpus_per_worker: int) -> Iterator["RayCluster"]:
+def _joined(gpus_per_worker: int, dashboard: bool = False) -> Iterator["RayCluster"]:
     import ray
 
     from tests.ray_cluster import RayCluster
 
     ray.shutdown()  # a driver that is connected stays where it is
-    with RayCluster(gpus_per_worker) as cluster, pytest.MonkeyPatch.context() as environment:
+    with RayCluster(gpus_per_worker, dashboard) as cluster, pytest.MonkeyPatch.context() as environment:
         for name, value in cluster.client_environment.items():
             environment.setenv(name, value)
         yield cluster

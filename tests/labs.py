@@ -32,6 +32,9 @@ ADMONITION = re.compile(r'(?:!!!|\?\?\?\+?) \w+ "(.*)"$')
 EARLIER = '??? abstract "Code from earlier pages"'
 TERMINAL_COLOUR = r"\x1b\[[\d;]*m"
 CAUSE = re.compile(r"(?!ray\.)[\w.()]*[A-Z]\w*\)?: ")
+OF_THE_SITE = re.compile(
+    r"[ >]*\{[#.].*\}\s*|\d+ min(?: · before this: .*)?"
+)  # attributes; the time to read a page
 LINK_TO_PAGE = re.compile(r"\[([^\]]+)\]\((?!https?:)[^)]*\)")
 
 
@@ -95,7 +98,7 @@ class Lab:
                 continue  # the cell above shows what it printed itself
             if block.language == "python" and not block.gpu:
                 if ".wrong" in rendering.lines[fence.start]:
-                    self._add_text(page, "**✗ Anti-pattern**")
+                    self._add_text(page, "**\u00d7 Anti-pattern**")
                 self._add_code(page, block, self._source(rendering, fence, is_earlier))
             else:
                 self._add_text(page, f"```{block.language}\n{block.source.rstrip()}\n```")
@@ -154,7 +157,7 @@ class Prose:
             else:
                 self.is_in_admonition = False
                 flat.append(line)
-        kept = [line for line in flat if not DIRECTIVE.match(line) and not re.fullmatch(r"[ >]*\{#.*\}\s*", line)]
+        kept = [line for line in flat if not DIRECTIVE.match(line) and not OF_THE_SITE.fullmatch(line)]
         text = LINK_TO_PAGE.sub(r"\1", "\n".join(kept))
         # Below the notebook's own title, and without code: its anchor would not be that of the contents.
         text = re.sub(r"^#.*", lambda heading: "#" + heading[0].replace("`", ""), text, flags=re.M)

@@ -29,7 +29,7 @@ LANGUAGES = {**EXECUTED, **DATA, "Bash Session": "console"}
 DIRECTIVES = re.compile(
     r"pytest-codeblocks:expected-output"
     r"|pytest-codeblocks:raises\((?P<raises>\w+)\)"
-    r"|pytest\.mark\.gpu"
+    r"|pytest\.mark\.gpu(?:\((?P<module>\w+)\))?"
     r"|pytest\.mark\.timeout\((?P<timeout>\d+(?:\.\d+)?)\)"
 )
 GPU_CAPTION = re.compile(r"never by us|last r[au]n\b.*\bon\b.*\b\d{4}-\d{2}-\d{2}", re.I | re.S)
@@ -51,6 +51,7 @@ class Block:
     raises: str | None = None  # the exception that it must end with
     timeout_s: float | None = None
     gpu: bool = False
+    gpu_module: str | None = None  # a package for GPUs that it needs besides one
 
     @property
     def is_executed(self) -> bool:
@@ -163,5 +164,6 @@ def _apply(text: str, block: Block, executed: Block | None) -> str | None:
     else:
         block.raises = directive["raises"] or block.raises
         block.timeout_s = float(directive["timeout"]) if directive["timeout"] else block.timeout_s
-        block.gpu |= text == "pytest.mark.gpu"
+        block.gpu |= text.startswith("pytest.mark.gpu")
+        block.gpu_module = directive["module"] or block.gpu_module
     return None

@@ -49,7 +49,7 @@ class PageEnvironment:
             return {}
         variables: dict[str, str] = {}
         if needs_ray:
-            self.cluster = self.cluster or RayCluster(self.gpus_per_worker)
+            self.cluster = self.cluster or RayCluster(self.gpus_per_worker, dashboard=True)
             self.resources = self.cluster.resources
             variables |= self.cluster.client_environment
         if needs_data:

@@ -72,7 +72,8 @@ class PageRun:
         """Return how `block` ended, after running it and those before it on the page, each once."""
         for each in page[: page.index(block) + 1]:
             if each.name not in self.outcomes:
-                outcome = self._run(each) if can_run(each) else Outcome("skipped", "no CUDA device")
+                lacking = " with ".join(filter(None, ("no CUDA device", each.gpu_module)))
+                outcome = self._run(each) if can_run(each) else Outcome("skipped", lacking)
                 self.outcomes[each.name] = outcome
                 if outcome.result == "failed" and self.failure is None:
                     self.failure = each, outcome

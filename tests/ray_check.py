@@ -12,6 +12,10 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from snippets.fundamentals import dataset
+
+ray.cloudpickle.register_pickle_by_value(dataset)  # a reader's workers cannot import it
+
 
 def resources() -> dict[str, int]:
     """Return the cluster's nodes, CPUs and GPUs."""
@@ -49,17 +53,11 @@ def reasons(images: str, model: str) -> list[tuple[str, str]]:
 
 
 def read_images(place: str) -> None:
-    """List a folder, or open a file, on any file system that Arrow knows."""
+    """List a folder, or open a file, as the pages do."""
     from pyarrow import fs
 
-    if "://" not in place:
-        system, path = fs.LocalFileSystem(), place
-    elif "anonymous@" in place:
-        path = place.partition("anonymous@")[2]
-        system = fs.S3FileSystem(anonymous=True, region=fs.resolve_s3_region(path.partition("/")[0]))
-    else:
-        system, path = fs.FileSystem.from_uri(place)
-    entry = system.get_file_info(path.rstrip("/"))
+    system, path = dataset.open_filesystem(place)
+    entry = dataset.look_up(system, path.rstrip("/"))
     if entry.type == fs.FileType.NotFound:
         raise FileNotFoundError("there is no such file or folder")
     if entry.is_file:

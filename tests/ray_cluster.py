@@ -33,10 +33,11 @@ class RayCluster:
     """A head with one CPU and two workers with two CPUs each: real raylets with ports of their own.
 
     The workers' GPUs are *logical*, so that `num_gpus=1` is scheduled as in production on a machine without
-    one. A driver joins with `client_environment`.
+    one. A driver joins with `client_environment`. With `dashboard`, which takes seconds and 200 MB, there is the
+    state API too.
     """
 
-    def __init__(self, gpus_per_worker: int = 1) -> None:
+    def __init__(self, gpus_per_worker: int = 1, dashboard: bool = False) -> None:
         self.resources = {
             "nodes": 1 + WORKERS,
             "cpus": 1 + WORKERS * CPUS_PER_WORKER,
@@ -48,16 +49,18 @@ class RayCluster:
         self._cluster: Cluster | None = None
         try:
             with _environment(self.client_environment), _folder(self._folder), _signal_handler():
-                self.address = self._start(gpus_per_worker)
+                self.address = self._start(gpus_per_worker, dashboard)
         except BaseException:
             self.close()
             raise
         self.client_environment["RAY_ADDRESS"] = self.address
 
-    def _start(self, gpus_per_worker: int) -> str:
+    def _start(self, gpus_per_worker: int, dashboard: bool) -> str:
         self._cluster = Cluster()
-        node: dict[str, Any] = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
-        self._cluster.add_node(num_cpus=1, **node)
+        node: dict[str, Any] = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": dashboard}
+        # Ports are free ones: another cluster may be running.
+        ports = {"dashboard_host": "127.0.0.1", "dashboard_port": 0, "dashboard_agent_listen_port": None}
+        self._cluster.add_node(num_cpus=1, **ports, **node)
         for _ in range(WORKERS):
             self._cluster.add_node(num_cpus=CPUS_PER_WORKER, num_gpus=gpus_per_worker, **node)
         return str(self._cluster.address)

@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from snippets.benchmark import render
 from snippets.benchmark.contenders import CONTENDERS, contenders_for
@@ -70,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         parser.exit(2, f"{error}\n")
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     provenance = read_provenance(hardware, source, model, arguments)
     if options.costs_only:
         remeasure_costs(plan, provenance, output)
@@ -94,10 +93,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     sys.stderr.write(f"Written: {output}\n")
     return 0
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

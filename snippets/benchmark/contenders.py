@@ -12,10 +12,11 @@ import ray
 from snippets.benchmark.provenance import Hardware
 from snippets.fundamentals.actor_pool import classify
 from snippets.fundamentals.dataset import read_images
-from snippets.fundamentals.naive import classify_naively
 from snippets.fundamentals.setup import split_revision
+from snippets.fundamentals.stepwise import run_naive
 
 Source = str | list[str]
+Run = Callable[[Source, str, int | None], ray.data.Dataset]
 
 
 class InferenceWorker:
@@ -34,11 +35,6 @@ class InferenceWorker:
             "label": [prediction["label"] for prediction in best],
             "score": [prediction["score"] for prediction in best],
         }
-
-
-def run_naive(source: Source, model: str, limit: int | None = None) -> ray.data.Dataset:
-    """Return the predictions of `snippets.fundamentals.naive` as it is."""
-    return classify_naively(read_images(source, limit), model)
 
 
 def run_usual(source: Source, model: str, limit: int | None = None) -> ray.data.Dataset:
@@ -62,7 +58,7 @@ class Contender:
 
     title: str
     dtype: str
-    run: Callable[[Source, str, int | None], ray.data.Dataset]
+    run: Run
     is_pool: bool = False
 
 

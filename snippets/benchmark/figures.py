@@ -8,9 +8,12 @@ from xml.sax.saxutils import escape
 
 from snippets.benchmark.breakdown import KINDS
 from snippets.benchmark.contenders import CONTENDERS
-from snippets.benchmark.formats import percent, rate, seconds
+from snippets.benchmark.formats import factor, percent, rate, seconds
+from snippets.benchmark.stepwise import summarize_steps
+from snippets.benchmark.summary import Spread
 from snippets.benchmark.timeline import KINDS as SPANS
 from snippets.benchmark.timeline import RUNS
+from snippets.fundamentals.stepwise import STEPS
 
 WIDTH, MARGIN = 440, 8
 INNER = WIDTH - 2 * MARGIN
@@ -57,28 +60,38 @@ def draw_throughput(results: dict[str, Any], colours: Palette = PAGE) -> str:
         steady, y = found[name]["steady_rows_per_second"], 4 + 52 * row
         is_pool, title = CONTENDERS[name].is_pool, CONTENDERS[name].title
         speed = f"{rate(steady['median'])} images/s"
-        low, high = (_at(steady[end] * scale) for end in ("min", "max"))
-        shapes += [
-            _text(MARGIN, y + 14, title, colours),
-            _text(WIDTH - MARGIN, y + 14, speed, colours, 'text-anchor="end" font-weight="600"'),
-            f'<rect x="{MARGIN}" y="{y + 21}" width="{steady["median"] * scale:.1f}" height="18" '
-            f'fill="{colours.a if is_pool else colours.b}"/>',
-            f'<path d="M{low} {y + 30} H{high} M{low} {y + 25} v10 M{high} {y + 25} v10" '
-            f'stroke="{colours.text}" stroke-width="1.5" fill="none"/>',
-        ]
+        shapes += _bar(y, title, speed, steady, scale, colours.a if is_pool else colours.b, colours)
         said.append(f"{title}: {speed}")
         if is_pool:
             shapes.append(_tick(_at(limit[name] * scale), y + 19, 24, colours))
             said[-1] += f", bound {rate(limit[name])}"
     y = 4 + 52 * len(names) + 12
-    shapes += [
-        f'<path d="M{MARGIN} {y} h22 M{MARGIN} {y - 5} v10 M{MARGIN + 22} {y - 5} v10" '
-        f'stroke="{colours.text}" stroke-width="1.5" fill="none"/>',
-        _text(MARGIN + 30, y + 5, "lowest to highest round", colours),
-        _tick("240", y - 9, 18, colours),
-        _text(250, y + 5, "bound of the hardware", colours),
-    ]
+    shapes += _bars_legend(y, "bound of the hardware", colours)
     return _svg("throughput", "Images per second in steady state", ". ".join(said) + ".", y + 16, shapes)
+
+
+def draw_steps(results: dict[str, Any], colours: Palette = PAGE) -> str:
+    """Return a bar a step in steady state, with the rate of the step before as a tick, and the gain over it."""
+    summary = summarize_steps(results)
+    steady = {name: found["steady_rows_per_second"] for name, found in summary.items()}
+    scale = INNER / max([1e-9, *(found["max"] for found in steady.values() if found)])
+    shapes, said, before = [], [], None
+    for row, (name, found) in enumerate(steady.items()):
+        y, gain, title = 4 + 52 * row, summary[name]["gain"], STEPS[name].title
+        speed = f"{rate(found['median'])} images/s" if found else "not measured"
+        if gain:
+            speed += f", \u00d7 {factor(gain['median'])}"
+        has_lost = gain is not None and gain["median"] < 1
+        fill = colours.line if name == "naive" else colours.b if has_lost else colours.a
+        shapes += _bar(y, title, speed, found, scale, fill, colours)
+        if before:
+            shapes.append(_tick(_at(before["median"] * scale), y + 19, 24, colours))
+        said.append(f"{title}: {speed}")
+        before = found
+    y = 4 + 52 * len(steady) + 12
+    shapes += _bars_legend(y, "the step before", colours)
+    title = "Images per second in steady state, change by change"
+    return _svg("stepwise", title, ". ".join(said) + ".", y + 16, shapes)
 
 
 def highest_bound(bounds: dict[str, dict[str, Any] | None]) -> float:
@@ -165,6 +178,35 @@ def draw_timeline(timeline: dict[str, Any], colours: Palette = PAGE) -> str:
 def as_figure(svg: str) -> str:
     """Return an SVG as a page includes it."""
     return f'<figure class="chart">{svg.rstrip()}</figure>\n'
+
+
+def _bar(
+    y: float, title: str, speed: str, found: Spread | None, scale: float, fill: str, colours: Palette
+) -> list[str]:
+    """Return a bar of a median with its lowest and highest round, below its title and its speed."""
+    shapes = [
+        _text(MARGIN, y + 14, title, colours),
+        _text(WIDTH - MARGIN, y + 14, speed, colours, 'text-anchor="end" font-weight="600"'),
+    ]
+    if found:
+        low, high = (_at(found[end] * scale) for end in ("min", "max"))
+        shapes += [
+            f'<rect x="{MARGIN}" y="{y + 21}" width="{found["median"] * scale:.1f}" height="18" fill="{fill}"/>',
+            f'<path d="M{low} {y + 30} H{high} M{low} {y + 25} v10 M{high} {y + 25} v10" '
+            f'stroke="{colours.text}" stroke-width="1.5" fill="none"/>',
+        ]
+    return shapes
+
+
+def _bars_legend(y: float, tick: str, colours: Palette) -> list[str]:
+    """Return what the marks on bars mean: the range of the rounds, and a tick."""
+    return [
+        f'<path d="M{MARGIN} {y} h22 M{MARGIN} {y - 5} v10 M{MARGIN + 22} {y - 5} v10" '
+        f'stroke="{colours.text}" stroke-width="1.5" fill="none"/>',
+        _text(MARGIN + 30, y + 5, "lowest to highest round", colours),
+        _tick("240", y - 9, 18, colours),
+        _text(250, y + 5, tick, colours),
+    ]
 
 
 def _svg(name: str, title: str, description: str, height: int, shapes: list[str]) -> str:

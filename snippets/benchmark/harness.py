@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,18 +76,17 @@ def measure(plan: Plan, provenance: dict[str, Any], output: Path) -> tuple[dict[
     results = None
     try:
         if not plan.quick:
-            _say("costs")
-            measured["costs"] = plan.ask({"kind": "costs", "source": plan.source, "model": plan.model})["costs"]
+            measured["costs"] = measure_costs(plan)
             measured["memory"] = measure_memory(plan)
             for name in plan.contenders:  # the memory's run has warmed up the pool
                 if not CONTENDERS[name].is_pool:
-                    _say(f"warm-up: {name}")
+                    say(f"warm-up: {name}")
                     _ask_contender(plan, name, spread_evenly(plan.paths, WARM_UP_IMAGES))
         for index in range(plan.rounds):
             measured["rounds"].append(measure_round(plan, index))
             measured["complete"] = index + 1 == plan.rounds
             results = save_results(output, measured)
-            _say(f"round {index + 1} of {plan.rounds} finished")
+            say(f"round {index + 1} of {plan.rounds} finished")
     except KeyboardInterrupt:
         return results, False
     return results, True
@@ -96,11 +96,25 @@ def remeasure_costs(plan: Plan, provenance: dict[str, Any], output: Path) -> dic
     """Measure the costs alone, write them into a results file with when and at which commit, and return it all."""
     measured = load_results(output)
     del measured["summary"]
-    measured["costs"] = plan.ask({"kind": "costs", "source": plan.source, "model": plan.model})["costs"]
+    measured["costs"] = measure_costs(plan)
     measured["costs_provenance"] = {
         key: provenance[key] for key in ("date", "commit", "uncommitted_changes", "command")
     }
     return save_results(output, measured)
+
+
+def measure_costs(plan: Plan) -> list[dict[str, Any]]:
+    """Return the costs over as many runs as there are rounds: medians, and the `factors` of all runs."""
+    runs = []
+    for index in range(plan.rounds):
+        say(f"costs {index + 1} of {plan.rounds}")
+        runs.append(plan.ask({"kind": "costs", "source": plan.source, "model": plan.model})["costs"])
+    return [_combine(rows) for rows in zip(*runs, strict=True)]
+
+
+def _combine(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    medians = {key: statistics.median(row[key] for row in rows) for key in ("less", "more", "factor")}
+    return {**rows[0], **medians, "factors": [row["factor"] for row in rows]}
 
 
 def measure_round(plan: Plan, index: int) -> dict[str, Any]:
@@ -108,7 +122,7 @@ def measure_round(plan: Plan, index: int) -> dict[str, Any]:
     order = rotate([*plan.contenders, LIMITS], index)
     answers: dict[str, Any] = {}
     for name in order:
-        _say(f"round {index + 1} of {plan.rounds}: {name}")
+        say(f"round {index + 1} of {plan.rounds}: {name}")
         if name == LIMITS:
             answers[name] = _ask_limits(plan)
         else:
@@ -136,7 +150,7 @@ def measure_memory(plan: Plan) -> dict[str, Any] | None:
         return None
     name = pools[-1]
     paths = plan.images(name) * MORE_IMAGES
-    _say(f"memory: {name} on {len(paths)} images")
+    say(f"memory: {name} on {len(paths)} images")
     run = _ask_contender(plan, name, paths)["run"]
     return {"contender": name, "images": run["rows"], "peak_memory_bytes": run["peak_memory_bytes"]}
 
@@ -158,6 +172,7 @@ def _ask_limits(plan: Plan) -> dict[str, Any]:
     )
 
 
-def _say(what: str) -> None:
+def say(what: str) -> None:
+    """Print to stderr what begins now, with the time."""
     sys.stderr.write(f"{time.strftime('%H:%M:%S')} {what}\n")
     sys.stderr.flush()

@@ -36,7 +36,7 @@ OF_CONTENDER = {
 FACTORS = {
     **{f"load-factor-{size}": f"load for each batch of {size}" for size in (1, 4, 16, 64)},
     **{f"one-at-a-time-factor-{size}": f"one at a time instead of batches of {size}" for size in (4, 16, 64)},
-    "idle-actors-factor": "one block for two actors",
+    "idle-actors-factor": "one actor at work instead of one a core",
     "threads-against-actors": "threads instead of actors",
     "kept-memory-factor": "memory given back to the kernel",
 }
@@ -62,6 +62,10 @@ def numbers(results: dict[str, Any]) -> dict[str, str]:
         found[name] = factor(costs[cost]["factor"]) if cost in costs else MISSING
     found["small-batches-factor"] = either(small_batches_factor(costs), factor)
     load, decode = costs.get("load for each batch of 1"), costs.get("decode against forward")
+    threads, kept = costs.get("threads instead of actors"), costs.get("memory given back to the kernel")
+    found["threads-rate"] = rate(threads["less"]) if threads else MISSING
+    found["actors-rate"] = rate(threads["more"]) if threads else MISSING
+    found["kept-rate"] = rate(kept["more"]) if kept else MISSING
     found["load-seconds"] = seconds(load["more"] - load["less"]) if load else MISSING
     found["decode-share"] = percent(decode["less"] / (decode["less"] + decode["more"])) if decode else MISSING
     found["naive-explained"] = percent(summary["explained"])

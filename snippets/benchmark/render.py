@@ -11,10 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from snippets.benchmark import tables
-from snippets.benchmark.figures import FIXED, as_figure, draw_breakdown, draw_throughput, draw_timeline
+from snippets.benchmark.figures import (
+    FIXED,
+    as_figure,
+    draw_breakdown,
+    draw_steps,
+    draw_throughput,
+    draw_timeline,
+)
 from snippets.benchmark.numbers import format_numbers
 from snippets.benchmark.provenance import ROOT
 from snippets.benchmark.results import PUBLISHED, load_results
+from snippets.benchmark.stepwise import STEPWISE, load_steps
 from snippets.benchmark.timeline import TIMELINE
 from snippets.command import Parser
 
@@ -40,6 +48,10 @@ def render(root: Path = ROOT) -> dict[Path, str]:
             {"table": tables.timeline_table(timeline), "provenance": tables.timeline_line(timeline)}
         )
         rendered[figures / "timeline.svg"] = as_figure(draw_timeline(timeline))
+    if (steps_path := root / STEPWISE.relative_to(ROOT)).exists():
+        steps = load_steps(steps_path)
+        rendered[folder / "stepwise.md"] = format_steps(steps, steps_path)
+        rendered[figures / "stepwise.svg"] = as_figure(draw_steps(steps))
     readme = root / "README.md"
     if readme.exists() and README_BLOCK.search(text := readme.read_text()):
         block = f"{tables.short_table(results)}\n\n{tables.provenance_line(results)}\n"
@@ -49,7 +61,6 @@ def render(root: Path = ROOT) -> dict[Path, str]:
 
 def format_tables(results: dict[str, Any], root: Path, path: Path) -> str:
     """Return a file with one section a table, as `--8<-- "FILE:NAME"` includes it."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()  # so that any change of the results shows
     sections = {
         "summary": tables.summary_table(results),
         "naive": tables.naive_table(results),
@@ -57,11 +68,28 @@ def format_tables(results: dict[str, Any], root: Path, path: Path) -> str:
         "costs": tables.costs_table(results),
         "anti-patterns": tables.anti_patterns_table(results),
         "breakdown": tables.breakdown_table(results),
-        "provenance": tables.provenance_table(results, RESULTS.as_posix(), digest),
+        "provenance": tables.provenance_table(results, RESULTS.as_posix(), digest_of(path)),
         "provenance-line": tables.provenance_line(results),
         "parts": tables.parts_rows(root / "docs"),
     }
     return format_sections(sections)
+
+
+def format_steps(steps: dict[str, Any], path: Path) -> str:
+    """Return a file with the table of the steps, where it comes from, and the numbers of each step."""
+    name = STEPWISE.relative_to(ROOT).as_posix()
+    sections = {
+        "table": tables.steps_table(steps),
+        "provenance": tables.provenance_table(steps, name, digest_of(path)),
+        "provenance-line": tables.provenance_line(steps),
+        **tables.steps_numbers(steps),
+    }
+    return format_sections(sections)
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file, which is shown so that any change of the results shows."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def format_sections(sections: dict[str, str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +66,19 @@ RUN: dict[str, Any] = {
 
 def load_results(path: Path) -> dict[str, Any]:
     """Return the results in a file. Raises ValueError, with a sentence, where it is not what was measured."""
+    return load_json(path, check_results)
+
+
+def load_json(path: Path, check: Callable[[Any], None]) -> dict[str, Any]:
+    """Return what a results file holds and `check` lets pass. Raises ValueError with a sentence that names it."""
     try:
         results = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ValueError(f"There is no results file {path}: python -m snippets.benchmark writes one.") from None
+        raise ValueError(f"There is no results file {path}: make bench writes one.") from None
     except ValueError as error:
         raise ValueError(f"The results file {path} is not JSON ({error}).") from None
     try:
-        check_results(results)
+        check(results)
     except ValueError as error:
         raise ValueError(f"The results file {path} {error}") from None
     return dict(results)
@@ -82,30 +88,40 @@ def save_results(path: Path, measured: dict[str, Any]) -> dict[str, Any]:
     """Add the summary to what was measured, write both, and return them."""
     results = {**measured, "summary": summarize(measured)}
     check_results(results)
+    write_json(path, results)
+    return results
+
+
+def write_json(path: Path, results: dict[str, Any]) -> None:
+    """Write a results file, so that an interrupt never leaves half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(results, indent=1) + "\n")
-    partial.replace(path)  # so that an interrupt never leaves half a file
-    return results
+    partial.replace(path)
 
 
 def check_results(results: Any) -> None:
     """Raise ValueError, with what is wrong, unless all keys are there and the summary follows from the rounds."""
-    _check("", results, FIELDS)
-    if results["schema"] != SCHEMA:
-        raise ValueError(f"has the schema {results['schema']}, and this code reads {SCHEMA}.")
-    if not results["rounds"]:
-        raise ValueError("has no rounds.")
-    for index, one in enumerate(results["rounds"]):
-        _check(f"rounds[{index}].", one, ROUND)
-        for name, run in one["runs"].items():
-            _check(f"rounds[{index}].runs.{name}.", run, RUN)
+    check_rounds(results, FIELDS, ROUND)
     try:
         derived = summarize(results)
     except KeyError as error:
         raise ValueError(f"has no {error} where its summary needs one.") from None
     if derived != results["summary"]:
         raise ValueError("has a summary that does not follow from its rounds: it was edited.")
+
+
+def check_rounds(results: Any, fields: dict[str, Any], of_round: dict[str, Any]) -> None:
+    """Raise ValueError, with what is wrong, unless the results and each of their rounds have all keys."""
+    _check("", results, fields)
+    if results["schema"] != SCHEMA:
+        raise ValueError(f"has the schema {results['schema']}, and this code reads {SCHEMA}.")
+    if not results["rounds"]:
+        raise ValueError("has no rounds.")
+    for index, one in enumerate(results["rounds"]):
+        _check(f"rounds[{index}].", one, of_round)
+        for name, run in one["runs"].items():
+            _check(f"rounds[{index}].runs.{name}.", run, RUN)
 
 
 def _check(where: str, found: Any, fields: dict[str, Any]) -> None:

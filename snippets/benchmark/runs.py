@@ -1,4 +1,4 @@
-"""One measurement in a process of its own, with a fresh Ray, as a user's: a contender, the limits, or the costs.
+"""One measurement in a process of its own, with a fresh Ray, as a user's: a pipeline, the limits or the costs.
 
 `python -m snippets.benchmark.runs ANSWER` reads a request as JSON from standard input and writes its answer to
 the file ANSWER. A request names its `kind` and the parameters of the function of that kind.
@@ -17,11 +17,12 @@ from typing import Any
 import ray
 
 from snippets.benchmark.breakdown import break_down
-from snippets.benchmark.contenders import CONTENDERS, Source
+from snippets.benchmark.contenders import CONTENDERS, Run, Source
 from snippets.command import ray_options
 from snippets.fundamentals import costs
 from snippets.fundamentals.setup import configure_data_context
-from snippets.recording import recording
+from snippets.fundamentals.stepwise import STEPS
+from snippets.recording import Recording, recording
 
 BATCH_SIZE, GPU_BATCH_SIZE = 16, 64  # what `classify` chooses
 
@@ -33,10 +34,27 @@ def run_contender(name: str, source: Source, model: str) -> dict[str, Any]:
     that are the name of the image's folder, null where no folder has the name of a label. `labels` maps ids to
     labels. `breakdown` is there for `naive` alone.
     """
+    record, rows = _record(CONTENDERS[name].run, source, model)
+    answer = _answer(record, rows)
+    if name == "naive":
+        answer["breakdown"] = break_down(record.events, record.connected, record.ended)
+    return answer
+
+
+def run_step(name: str, source: Source, model: str) -> dict[str, Any]:
+    """Run a step of `snippets.fundamentals.stepwise`; return its `run` and `labels`, as `run_contender` does."""
+    return _answer(*_record(STEPS[name].run, source, model))
+
+
+def _record(run: Run, source: Source, model: str) -> tuple[Recording, list[dict[str, Any]]]:
     with recording(**ray_options()) as record:
         configure_data_context(progress_bars=False)
-        rows = _drain(CONTENDERS[name].run(source, model, None))
+        rows = _drain(run(source, model, None))
     ray.shutdown()
+    return record, rows
+
+
+def _answer(record: Recording, rows: list[dict[str, Any]]) -> dict[str, Any]:
     labels = {row["id"]: row["label"] for row in rows}
     run = {
         "rows": len(rows),
@@ -44,10 +62,7 @@ def run_contender(name: str, source: Source, model: str) -> dict[str, Any]:
         **record.report(),
         "accuracy": _accuracy(labels),
     }
-    answer: dict[str, Any] = {"run": run, "labels": labels}
-    if name == "naive":
-        answer["breakdown"] = break_down(record.events, record.connected, record.ended)
-    return answer
+    return {"run": run, "labels": labels}
 
 
 def _drain(predictions: ray.data.Dataset) -> list[dict[str, Any]]:
@@ -67,7 +82,7 @@ def _accuracy(labels: dict[str, str]) -> float | None:
 def measure_limits(
     source: Source, model: str, dtypes: list[str], seconds: float, one_process_only: bool = False
 ) -> dict[str, Any]:
-    """Return what no pipeline can pass here: `cores`, `decode_seconds` an image on one core, `forward` rates.
+    """Return what pipelines are held against: `cores`, `decode_seconds` an image on one core, `forward` rates.
 
     `forward` maps a dtype to images per second of bare forward passes, in batches as the pool makes them, of
     `one_process` with a thread for each core, and of `process_per_core` with one thread each, null on a GPU.
@@ -92,10 +107,7 @@ def measure_limits(
 
 def record_events(name: str, source: Source, model: str) -> dict[str, Any]:
     """Return all `events` of a contender's run, when it `started` (since the epoch), and its `seconds`."""
-    with recording(**ray_options()) as record:
-        configure_data_context(progress_bars=False)
-        _drain(CONTENDERS[name].run(source, model, None))
-    ray.shutdown()
+    record, _ = _record(CONTENDERS[name].run, source, model)
     events = [astuple(event) for event in record.events]
     return {"events": events, "started": record.connected, "seconds": record.ended - record.connected}
 
@@ -111,6 +123,7 @@ def measure_costs(source: str, model: str) -> dict[str, Any]:
 
 KINDS: dict[str, Callable[..., dict[str, Any]]] = {
     "contender": run_contender,
+    "step": run_step,
     "events": record_events,
     "limits": measure_limits,
     "costs": measure_costs,

@@ -32,7 +32,7 @@ def spread(values: Sequence[float | None]) -> Spread | None:
 
 
 def bound(forward_rate: float, decode_seconds: float, cores: int, on_gpu: bool = False) -> float:
-    """Return the images per second that no pipeline can pass: 1 / (1/f + d/cores).
+    """Return the images per second of cores that do nothing but decode and classify: 1 / (1/f + d/cores).
 
     f is the bare forward rate on all cores in images per second and d the seconds to decode an image on one
     core: both need the same cores, so that their times add up. On a GPU they do not: the slower one decides.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,24 +22,27 @@ from snippets.benchmark.formats import (
     with_range,
 )
 from snippets.benchmark.numbers import costs_by_name, small_batches_factor
+from snippets.benchmark.stepwise import summarize_steps
+from snippets.benchmark.summary import spread
 from snippets.benchmark.timeline import KINDS as SPANS
 from snippets.benchmark.timeline import RUNS, busy_seconds
+from snippets.fundamentals.stepwise import STEPS
 
 # What the two values of a row of `costs.measure` are.
 COMPARED = {
     "load for": ("without", "with"),
     "one at a time": ("batched", "one at a time"),
     "one block": ("one block", "eight blocks"),
+    "one actor": ("one actor", "an actor a core"),
     "threads": ("one process of all threads", "a process a core"),
     "memory": ("given back", "kept"),
     "decode": ("decode", "forward"),
 }
-WORDS_A_MINUTE = 200  # of prose; code is read word by word as well
 
 
-def format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table; all columns but the first are aligned to the right."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+def format_table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """Return a Markdown table; all columns but the first, of `words`, are aligned to the right."""
+    lines = [head, [*["---"] * words, *["---:"] * (len(head) - words)], *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
@@ -119,7 +123,7 @@ def costs_table(results: dict[str, Any]) -> str:
             f"{name}: {_value(row[key], row['unit'])} {row['unit']}"
             for name, key in zip(names, ("less", "more"), strict=True)
         ]
-        rows.append([cost, *pair, factor(row["factor"])])
+        rows.append([cost, *pair, with_range(spread(row.get("factors", [row["factor"]])), factor)])
     return format_table(["what is compared", "first", "second", "second over first"], rows)
 
 
@@ -138,17 +142,37 @@ def anti_patterns_table(results: dict[str, Any]) -> str:
 
     on_cpu = results["provenance"]["hardware"]["gpu"] is None
     rows = [
-        ["Model loading per batch", "a load before each batch of 4", of("load for each batch of 4")],
-        ["Small batch sizes", "batches of 4 instead of 64", either(small_batches_factor(costs), factor)],
-        ["Sequential processing", "one image instead of 16", of("one at a time instead of batches of 16")],
-        ["Low concurrency", "one actor at work instead of 2", of("one block for two actors")],
+        [
+            "Model loading per batch",
+            "the load is paid with every batch",
+            "a load before each batch of 4",
+            of("load for each batch of 4"),
+        ],
+        [
+            "Small batch sizes",
+            "few images share the cost of a call",
+            "batches of 4 instead of 64",
+            either(small_batches_factor(costs), factor),
+        ],
+        [
+            "Sequential processing",
+            "the device waits between images",
+            "one image instead of 16",
+            of("one at a time instead of batches of 16"),
+        ],
+        [
+            "Low concurrency",
+            "other cores or cards have no work",
+            "one actor at work instead of one a core",
+            of("one actor at work instead of one a core"),
+        ],
     ]
+    head = ["anti-pattern", "what it does", "compared here"]
     if on_cpu:
-        return format_table(
-            ["anti-pattern", "compared here", "factor on this CPU", "on a GPU"],
-            [[*row, "not measured on this hardware"] for row in rows],
-        )
-    return format_table(["anti-pattern", "compared here", "factor on this GPU"], rows)
+        unknown = "not measured on this hardware"
+        rows = [[*row, unknown] for row in rows]
+        return format_table([*head, "factor on this CPU", "on a GPU"], rows, words=3)
+    return format_table([*head, "factor on this GPU"], rows, words=3)
 
 
 def breakdown_table(results: dict[str, Any]) -> str:
@@ -165,7 +189,9 @@ def provenance_table(results: dict[str, Any], name: str, digest: str) -> str:
     found = results["provenance"]
     hardware = found["hardware"]
     again = results.get("costs_provenance")
-    images = "; ".join(f"{CONTENDERS[name].title}: {number}" for name, number in results["images"].items())
+    titles = {name: step.title for name, step in STEPS.items()}
+    titles |= {name: contender.title for name, contender in CONTENDERS.items()}
+    images = "; ".join(f"{titles[name]}: {number}" for name, number in results["images"].items())
     rows = [
         ["date", found["date"]],
         ["commit", _commit(found)],
@@ -228,6 +254,36 @@ def timeline_line(timeline: dict[str, Any]) -> str:
     return f"Both runs took the same {images} images on {device}, {found['date'][:10]}, commit {_commit(found)}."
 
 
+def steps_table(results: dict[str, Any]) -> str:
+    """Return the steps: speed, over the step before and over naive, start-up, loads, memory and agreement."""
+    rows = [
+        [
+            STEPS[name].title,
+            with_range(found["steady_rows_per_second"], rate),
+            with_range(found["gain"], factor) if name != "naive" else "",
+            median(found["over_naive"], factor),
+            median(found["start_up_seconds"], seconds),
+            median(found["model_loads"], count),
+            median(found["peak_memory_bytes"], gigabytes),
+            median(found["agreement"], percent),
+        ]
+        for name, found in summarize_steps(results).items()
+    ]
+    head = ["step", "images/s in steady state", "over the step before", "over naive", "start-up, s", "model loads"]
+    return format_table([*head, "peak memory, GB", "labels equal to naive's, %"], rows)
+
+
+def steps_numbers(results: dict[str, Any]) -> dict[str, str]:
+    """Return the numbers of the steps as the pages show them, by name; `not measured` where there is none."""
+    summary, found = summarize_steps(results), {}
+    for name in STEPS:
+        of = summary.get(name, {})
+        found[f"{name}-gain"] = median(of.get("gain"), factor)
+        found[f"{name}-over-naive"] = median(of.get("over_naive"), factor)
+        found[f"{name}-agreement"] = median(of.get("agreement"), percent)
+    return found
+
+
 def parts_rows(docs: Path) -> str:
     """Return the rows of the overview's table of parts, with the reading time of those that there are."""
     parts = {
@@ -235,13 +291,11 @@ def parts_rows(docs: Path) -> str:
         "optimization": ("Part 2: Optimization", "how to make a pipeline faster, problem by problem"),
         "architecture": ("Part 3: Architecture", "why Ray Data behaves as it does"),
     }
+    reading = (docs / "assets" / "reference" / "reading.md").read_text("utf-8")
     rows = []
     for folder, (title, covers) in parts.items():
-        pages = sorted((docs / folder).glob("*.md"))
-        if pages:
-            words = sum(len(page.read_text().split()) for page in pages)
-            minutes = max(5, 5 * round(words / WORDS_A_MINUTE / 5))
-            rows.append(f"| [{title}]({folder}/index.md) | {covers} | {minutes} min |")
+        if minutes := [int(found) for found in re.findall(rf"start:{folder}-.*\n(\d+) min", reading)]:
+            rows.append(f"| [{title}]({folder}/index.md) | {covers} | {sum(minutes)} min |")
         else:
             rows.append(f"| {title} | {covers} | being written |")
     return "\n".join(rows)

@@ -40,7 +40,10 @@ class Preprocessing:
 
 
 def load_preprocessing(model: str) -> Preprocessing:
-    """Read a ConvNext-style `preprocessor_config.json`, from a folder or the hub."""
+    """Read a ConvNext-style `preprocessor_config.json`, as ResNet's, from a folder or the hub.
+
+    Raises `ValueError` where it asks for anything but a shorter edge and a crop at the centre.
+    """
     name, revision = split_revision(model)
     path = Path(name) / "preprocessor_config.json"
     if not Path(name).is_dir():
@@ -48,7 +51,10 @@ def load_preprocessing(model: str) -> Preprocessing:
 
         path = Path(hf_hub_download(name, "preprocessor_config.json", revision=revision))
     config = json.loads(path.read_text())
-    crop = config["size"]["shortest_edge"]
+    size = config["size"]  # a number, in checkpoints of before 2023
+    crop = size if isinstance(size, int) else size.get("shortest_edge")
+    if not crop or "crop_pct" not in config or crop >= 384:  # from there on, ConvNext's squeezes the whole image
+        raise ValueError(f"{path} asks for other steps than a resize by crop_pct and a crop of shortest_edge.")
     return Preprocessing(
         resize=int(crop / config["crop_pct"]),
         crop=crop,
@@ -246,6 +252,7 @@ def classify(
     batches_per_block = min(8 if pool.num_gpus else 2, max(1, len(paths) // (4 * pool.actors * batch_size)))
     rows = batches_per_block * batch_size
     blocks = math.ceil(len(paths) / rows)
+    # --8<-- [start:pipeline]
     predictions = (
         ray.data.from_items([{"id": path} for path in paths], override_num_blocks=blocks)
         .map_batches(decode, fn_kwargs={"filesystem": filesystem, "to": to}, num_cpus=pool.decode_cpus)
@@ -260,6 +267,7 @@ def classify(
             runtime_env={"env_vars": KEEP_FREED_MEMORY},
         )
     )
+    # --8<-- [end:pipeline]
     # Decoding, where it is the faster stage, would run ahead through much of the object store.
     options = predictions.context.execution_options
     in_flight = BLOCKS_IN_FLIGHT * pool.actors * rows * to.crop * to.crop * 3

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from typing import TypeVar
+
+from tqdm import tqdm
 
 from snippets.fundamentals.actor_pool import KEEP_FREED_MEMORY, decode_image, load_preprocessing
 from snippets.fundamentals.dataset import list_images
@@ -157,22 +160,32 @@ def decode_seconds(source: str | list[str], model: str, images: int = 32) -> flo
 # --8<-- [end:decode_seconds]
 
 
-def measure(source: str, model: str, limit: int | None = None) -> list[dict[str, Any]]:
+T = TypeVar("T")
+
+
+def measure(source: str, model: str, limit: int | None = None, progress: bool = False) -> list[dict[str, Any]]:
     """Return one row a cost: what was compared, the two values with their unit, and the factor between them.
 
     Batches are of 1, 4, 16 and 64 images, as far as `limit` allows, and bare forward passes run for four seconds,
-    or less with a limit below 64.
+    or less with a limit below 64. `progress` shows a bar.
     """
     import torch
 
     seconds = min(4, (limit or 64) / 16)
-
     batch_sizes = [size for size in (1, 4, 16, 64) if size <= (limit or 64)]
     usual = max(size for size in batch_sizes if size <= 16)
+    has_gpu = torch.cuda.is_available()
+
+    bar = tqdm(total=len(batch_sizes) + (3 if has_gpu else 7), desc="costs", disable=not progress)
+
+    def measured(value: T) -> T:
+        bar.update()
+        return value
+
     classifier = load_pipeline(model)
-    load_s = median_seconds(lambda: load_pipeline(model), repeats=3)
-    forward_s = {size: forward_seconds(classifier.model, size, 3) for size in batch_sizes}
-    decode_s = decode_seconds(source, model, min(32, limit or 32))
+    load_s = measured(median_seconds(lambda: load_pipeline(model), repeats=3))
+    forward_s = {size: measured(forward_seconds(classifier.model, size, 3)) for size in batch_sizes}
+    decode_s = measured(decode_seconds(source, model, min(32, limit or 32)))
     cpus = int(ray.cluster_resources().get("CPU", 1))
 
     rows = [
@@ -183,16 +196,20 @@ def measure(source: str, model: str, limit: int | None = None) -> list[dict[str,
         _row(f"one at a time instead of batches of {size}", "s an image", seconds / size, forward_s[1])
         for size, seconds in itertools.islice(forward_s.items(), 1, None)
     ]
-    one_block, eight_blocks = (actors_at_work(80, blocks, 10, 2) for blocks in (1, 8))
+    one_block, eight_blocks = measured([actors_at_work(80, blocks, 10, 2) for blocks in (1, 8)])
     rows.append(_row("one block for two actors", "actors at work", one_block, eight_blocks))
-    if not torch.cuda.is_available():
+    if not has_gpu:
         loops = start_loops(model, cpus, batch_size=usual, keep_memory=False)
-        threads, actors = forward_rate(loops[:1], cpus, seconds), forward_rate(loops, 1, seconds)
+        threads = measured(forward_rate(loops[:1], cpus, seconds))
+        one = measured(forward_rate(loops[:1], 1, seconds))
+        actors = measured(forward_rate(loops, 1, seconds))
         del loops
-        kept = forward_rate(start_loops(model, cpus, batch_size=usual), 1, seconds)
+        kept = measured(forward_rate(start_loops(model, cpus, batch_size=usual), 1, seconds))
+        rows.append(_row("one actor at work instead of one a core", "images/s", one, actors))
         rows.append(_row("threads instead of actors", "images/s", threads, actors))
         rows.append(_row("memory given back to the kernel", "images/s", actors, kept))
     rows.append(_row("decode against forward", "s an image", decode_s, forward_s[usual] / usual))
+    bar.close()
     return rows
 
 
@@ -202,7 +219,7 @@ def _row(cost: str, unit: str, less: float, more: float) -> dict[str, Any]:
 
 def run(options: Any) -> list[dict[str, Any]]:
     """Return the costs as the command prints them, measured on at most `limit` images."""
-    return measure(options.images, options.model, options.limit)
+    return measure(options.images, options.model, options.limit, progress=not options.json)
 
 
 if __name__ == "__main__":

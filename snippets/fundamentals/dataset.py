@@ -5,10 +5,11 @@ from __future__ import annotations
 # --8<-- [start:imports]
 import os
 import posixpath
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pyarrow.parquet as pq
 import ray
@@ -23,17 +24,44 @@ def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
 
     `s3://anonymous@bucket/key` reads a public bucket without credentials; any other `s3://` URI
     takes them from the environment. `AWS_ENDPOINT_URL` names another server than Amazon's.
+    Raises `ValueError` where an `s3://` URI has another form: credentials in it would be logged.
     """
-    parts = urlsplit(uri)
-    if parts.scheme == "s3" and parts.username == "anonymous":
+    if uri.startswith("s3://"):
+        parts = re.fullmatch(r"s3://(anonymous@)?([\w.-]+)(/.*)?", uri)
+        if not parts:
+            raise ValueError(
+                "An s3:// address is s3://bucket/key or s3://anonymous@bucket/key, without credentials."
+            )
+        anonymous, bucket, key = parts.groups("")
         endpoint = os.environ.get("AWS_ENDPOINT_URL")
-        region = None if endpoint else fs.resolve_s3_region(parts.hostname)
-        filesystem = fs.S3FileSystem(anonymous=True, region=region, endpoint_override=endpoint)
-        return filesystem, f"{parts.hostname}{parts.path}"
-    if parts.scheme:
+        region = os.environ.get("AWS_REGION", "us-east-1") if endpoint else fs.resolve_s3_region(bucket)
+        filesystem = fs.S3FileSystem(anonymous=bool(anonymous), region=region, endpoint_override=endpoint)
+        return filesystem, f"{bucket}{key}".rstrip("/")
+    if "://" in uri:
         filesystem, path = fs.FileSystem.from_uri(uri)
         return filesystem, path
     return fs.LocalFileSystem(), str(Path(uri).absolute())
+
+
+def look_up(filesystem: fs.FileSystem, path: str) -> fs.FileInfo:
+    """Return what is at a path: a file, a folder or nothing.
+
+    S3 tells its reasons to a listing alone, a wrong key or a missing bucket. Raises `OSError` with them.
+    """
+    refusal = None
+    try:
+        info = filesystem.get_file_info(path)
+        if info.type != fs.FileType.NotFound:
+            return info
+    except OSError as error:
+        if "ACCESS_DENIED" not in str(error):
+            raise
+        refusal = error
+    with suppress(FileNotFoundError):
+        filesystem.get_file_info(fs.FileSelector(path))
+    if refusal:
+        raise refusal
+    return info
 
 
 # --8<-- [end:filesystem]
@@ -60,7 +88,7 @@ def list_images(
         paths = [open_filesystem(path)[1] for path in source]
     else:
         filesystem, path = open_filesystem(source)
-        info = filesystem.get_file_info(path)
+        info = look_up(filesystem, path)
         if info.type == fs.FileType.NotFound:
             raise FileNotFoundError(f"There is no file or folder {source}.")
         if info.is_file and path.endswith(".parquet"):

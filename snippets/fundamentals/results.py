@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 
+from pyarrow import fs
+
 from snippets.fundamentals import actor_pool
-from snippets.fundamentals.actor_pool import add_options
-from snippets.fundamentals.dataset import open_filesystem
+from snippets.fundamentals.dataset import look_up, open_filesystem
 
 # isort: split
 # --8<-- [start:imports]
@@ -19,8 +19,6 @@ import pyarrow.dataset as pads
 import ray
 
 # --8<-- [end:imports]
-
-__all__ = ["add_options", "count_results", "run", "wait_until_released", "write_results"]
 
 
 # --8<-- [start:write_results]
@@ -68,14 +66,23 @@ def wait_until_released(timeout_s: float = 30) -> bool:
 # --8<-- [end:wait_until_released]
 
 
+def add_options(parser: Any) -> None:
+    """Add what overrides the plan, and where the predictions go."""
+    actor_pool.add_options(parser)
+    parser.add_argument(
+        "--output", help="new folder or s3:// URI for the predictions (default: a temporary folder)"
+    )
+
+
 def run(options: Any) -> ray.data.Dataset:
-    """Classify, write to a temporary folder, and return what is read back from there."""
-    folder = tempfile.mkdtemp(prefix="results-")
-    try:
-        write_results(actor_pool.run(options), f"{folder}/predictions")
-        return ray.data.read_parquet(f"{folder}/predictions").materialize()
-    finally:
-        shutil.rmtree(folder)
+    """Classify, write, and return what is read back. Raises `ValueError` where the output exists."""
+    with tempfile.TemporaryDirectory(prefix="results-") as temporary:
+        output = options.output or f"{temporary}/predictions"
+        filesystem, path = open_filesystem(output)
+        if look_up(filesystem, path).type != fs.FileType.NotFound:
+            raise ValueError(f"Results go to a new place, and there is something at {output}.")
+        write_results(actor_pool.run(options), output)
+        return ray.data.read_parquet(path, filesystem=filesystem).materialize()
 
 
 if __name__ == "__main__":

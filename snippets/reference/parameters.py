@@ -56,6 +56,8 @@ CLASSIFY = "fundamentals/actor_pool.md#load-once-then-classify-batches"
 SIZE = "fundamentals/actor_pool.md#size-the-pool-from-the-cluster"
 TOGETHER = "fundamentals/actor_pool.md#put-it-together"
 REACHES = "fundamentals/actor_pool.md#what-it-reaches"
+STATE = "fundamentals/watching.md#while-it-runs-the-state-api"
+DASHBOARD = "fundamentals/watching.md#in-a-browser-the-dashboard"
 FRAMES = "fundamentals/preprocessing.md#a-function-on-frames"
 IN_FRAMES = "fundamentals/preprocessing.md#what-may-be-in-a-frame"
 WRITE = "fundamentals/results.md#write-once"
@@ -70,7 +72,19 @@ CALLS = (
                 "address", "the cluster to join; without it that of `RAY_ADDRESS`, or a new one here", CONNECT
             ),
             Parameter("num_cpus", "CPUs that a Ray started here schedules; raises with an address", CONNECT),
+            Parameter(
+                "ignore_reinit_error", "whether a second call returns the connection instead of raising", DASHBOARD
+            ),
         ),
+    ),
+    Call(
+        "ray.util.state.list_actors",
+        (
+            Parameter("address", "the cluster that is asked, by its head; `None` looks for one", STATE),
+            Parameter("filters", "triples of column, `=` or `!=`, and value that all entries meet", STATE),
+            Parameter("limit", "entries at the most; nothing says that there are more", STATE),
+        ),
+        alias="list_tasks",
     ),
     Call(
         "ray.get",
@@ -137,6 +151,7 @@ CALLS = (
         "ray.data.read_parquet",
         (
             Parameter("paths", "files, or folders", PARQUET),
+            Parameter("filesystem", "the pyarrow filesystem of the paths; `None` takes it from them", WRITE),
             Parameter("override_num_blocks", "blocks to read, not heeded for small files", PARQUET),
         ),
     ),

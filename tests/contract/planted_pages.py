@@ -184,6 +184,10 @@ TRUE_PAGES = {
         "Last run on an H200, 2026-11-01.\n\n<!--pytest.mark.gpu-->\n"
         "```python\nimport torch\ntorch.ones(1).cuda()\n```\n"
     ),
+    "gpu_module": (
+        "Never by us: the package does not exist.\n\n<!--pytest.mark.gpu(no_such_package)-->\n"
+        "```python\nimport no_such_package\n```\n"
+    ),
     "data": "```yaml\na: 1\n```\n\n```toml\na = 1\n```\n\n```json\n1\n```\n\n"
     "````markdown\n```python\nx\n```\n````\n",
 }
@@ -195,6 +199,34 @@ RAY_FAULTS = {
         "```python\nray.data.range(4).map_batches(broken).take_all()\n```\n",
         8,
         "ValueError: a bad batch",
+    ),
+    "constructor": Fault(
+        "```python\nimport ray\n\nclass Broken:\n    def __init__(self):\n        raise ValueError('no model')\n\n"
+        "    def __call__(self, batch):\n        return batch\n\n"
+        "ray.data.range(4).map_batches(Broken, compute=ray.data.ActorPoolStrategy(size=1)).take_all()\n```\n",
+        1,
+        "ValueError: no model",
+    ),
+    "read": Fault(
+        "```python\nimport ray\n\nray.data.read_parquet('/no/such/file.parquet').take_all()\n```\n",
+        1,
+        "FileNotFoundError",
+    ),
+    # What a worker prints is not what the block prints.
+    "worker_prints": Fault(
+        "```python\nimport ray\n\n@ray.remote\ndef say():\n    print('42')\n\nray.get(say.remote())\n```\n"
+        + OUTPUT.format("42"),
+        1,
+        "the output differs",
+    ),
+    # A worker that dies is replaced and the block goes on; what it then says is still compared.
+    "retried": Fault(
+        "```python\nimport os, pathlib, ray\n\nfirst = pathlib.Path('tried').absolute()\n\n"
+        "@ray.remote\ndef count():\n"
+        "    if not first.exists():\n        first.touch()\n        os._exit(1)\n    return 41\n\n"
+        "print(ray.get(count.remote()))\n```\n" + OUTPUT.format("42"),
+        1,
+        "the output differs",
     ),
 }
 RAY_TRUE_PAGES = {

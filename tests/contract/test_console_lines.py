@@ -24,9 +24,9 @@ from tests.page_rendering import ROOT
 from tests.ray_cluster import RayCluster
 
 PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if "assets" not in path.parts)]
-PIP = 'python -m pip install "ray[data]==2.60.0" "torch==2.13.0" "transformers==5.23.0" "pillow>=12"'
+PIP = 'python -m pip install "ray[data,default]==2.60.0" "torch==2.13.0" "transformers==5.23.0" "pillow>=12"'
 PRINT_ENV = "export $(make -s print-env)"
-OWN_CLUSTER = "export RAY_ADDRESS=HOST:6379 IMAGES=s3://YOUR-BUCKET/images MODEL=YOUR-NAME/MODEL@REVISION"
+OWN_CLUSTER = "export RAY_ADDRESS=HOST:6379 IMAGES=s3://YOUR-BUCKET/images MODEL=YOUR-NAME/MODEL@REVISION RESULTS=s3://YOUR-BUCKET/results"
 # What a reader types, and the test that types it.
 PROVEN = {
     PIP: "test_what_pip_installs_is_what_the_tests_run_with",
@@ -48,6 +48,7 @@ ENTRY_POINTS = {
     "serve",
     "test",
     "check",
+    "proof",
     "reference",
     "labs",
     "bench",
@@ -133,6 +134,7 @@ def test_a_page_of_your_own_runs_on_a_cluster_of_your_own(ray_cluster: RayCluste
         ("HOST:6379", ray_cluster.address),
         ("s3://YOUR-BUCKET/images", samples["IMAGES"]),
         ("YOUR-NAME/MODEL@REVISION", samples["MODEL"]),
+        ("s3://YOUR-BUCKET/results", str(tmp_path / "results")),
     ):
         assert placeholder in own
         own = own.replace(placeholder, value)

@@ -46,7 +46,7 @@ def test_pages_hold_on_other_images_and_labels_without_a_gpu(other_sample_set: S
     assert (ran["images"], ran["model"]) == (str(other.images), str(other.model))
     assert ran["cluster"]["gpus"] == 0
     failed = [f"{block['page']}:{block['line']}: {block['cause']}" for block in ran["blocks"] if block["cause"]]
-    assert [cause for cause in failed if not cause.endswith("no CUDA device")] == []
+    assert [cause for cause in failed if "no CUDA device" not in cause] == []
     assert done.returncode == 0, done.stdout
     assert {block["page"] for block in ran["blocks"]} == {str(page.relative_to(ROOT)) for page in pages}
     assert ROOT / "docs" / "verify.md" in pages

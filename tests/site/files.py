@@ -8,8 +8,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
-import html5lib  # type: ignore[import-untyped]
-
 REFERENCES = ("href", "src", "poster", "data", "action")
 ID_REFERENCES = ("for", "aria-labelledby", "aria-describedby", "aria-controls", "headers")
 WITHOUT_PROSE = ("code", "pre", "script", "style", "title", "svg")
@@ -60,13 +58,6 @@ def problems(folder: Path) -> list[str]:
             if cause := _broken(folder, file, match[1], document):
                 found.append((file, text.count("\n", 0, match.start()) + 1, cause))
     return [f"{file.relative_to(folder)}:{line}: {cause}" for file, line, cause in found]
-
-
-def invalid(text: str) -> list[str]:
-    """Return the errors of syntax and nesting that the standard's own way of reading HTML meets in a page."""
-    parser = html5lib.HTMLParser()
-    parser.parse(text)
-    return [f"line {line}: {error} {details}" for (line, _), error, details in parser.errors]
 
 
 def _of_page(folder: Path, file: Path, document: Callable[[Path], Document]) -> Iterator[tuple[int, str]]:

@@ -9,7 +9,18 @@ from playwright.sync_api import Browser, Page
 
 from tests.page_blocks import CONSOLE_COMMAND, collect
 from tests.page_rendering import ROOT
-from tests.site.browser import MODES, copies, problems, search, tab, tab_through, visit
+from tests.site.browser import (
+    MODES,
+    Mode,
+    copies,
+    problems,
+    search,
+    shades,
+    system_fonts,
+    tab,
+    tab_through,
+    visit,
+)
 from tests.site.built import PAGES, Site, name, serve
 
 WRITTEN = {page: source for page, source in PAGES.items() if source and source.suffix == ".md"}
@@ -39,6 +50,58 @@ def test_each_copy_button_gives_the_tested_code(browser: Browser, site: Site, pa
     with tab(browser, MODES["light"]) as opened:
         visit(opened, site.url + page)
         assert copies(opened) == shown_code(WRITTEN[page])
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=name)
+def test_every_character_is_set_in_a_font_of_the_site(browser: Browser, site: Site, page: str) -> None:
+    with tab(browser, MODES["light"]) as opened:
+        visit(opened, site.url + page)
+        assert system_fonts(opened) == set()
+
+
+def test_the_promise_fits_one_screen(browser: Browser, site: Site) -> None:
+    with tab(browser, Mode(1440, 900)) as opened:
+        visit(opened, site.url)
+        shown = opened.locator("h1, .promise li, .promise .chart, .pipelines .wrong, .pipelines .right")
+        boxes = [element.bounding_box() for element in shown.all()]
+        assert len(boxes) == 1 + 3 + 1 + 2
+        assert [box for box in boxes if box is None or box["y"] + box["height"] > 900] == []
+        naive, final = boxes[-2:]
+        assert naive and final and naive["y"] == final["y"]
+
+
+HATCH_PX = 8  # the side of an anti-pattern that is hatched
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+@pytest.mark.parametrize("media", ["screen", "print"])
+def test_an_anti_pattern_is_told_without_colour(browser: Browser, site: Site, media: str, colours: str) -> None:
+    with tab(browser, MODES[colours]) as opened:
+        visit(opened, site.url)
+        opened.emulate_media(media="print" if media == "print" else "screen")
+        sign = "(block) => getComputedStyle(block, '::before').content"
+        wrong, right = (opened.locator(f".pipelines .{kind}") for kind in ("wrong", "right"))
+        assert wrong.evaluate(sign).startswith('"\u00d7')
+        assert wrong.evaluate(sign).endswith('Anti-pattern"')
+        assert "Anti-pattern" not in right.evaluate(sign)
+        # Its side is striped, in grey as well; that of the right way is of one tone.
+        assert shades(opened, wrong, 1, HATCH_PX - 2) > 80
+        assert shades(opened, right, 1, HATCH_PX - 2) < 10
+        ink = "(block) => getComputedStyle(block, '::after').printColorAdjust"
+        assert wrong.evaluate(ink) == "exact"  # or a printer leaves it out, as the ground of a page
+
+
+def test_every_page_with_an_anti_pattern_marks_it(browser: Browser, site: Site) -> None:
+    marked = {page for page, source in WRITTEN.items() if ".wrong" in source.read_text("utf-8")}
+    assert {"", "fundamentals/naive/"} <= marked
+    with tab(browser, MODES["light"]) as opened:
+        for page in marked:
+            visit(opened, site.url + page)
+            signs = opened.locator(".highlight.wrong").evaluate_all(
+                "(blocks) => blocks.map((block) => getComputedStyle(block, '::before').content)"
+            )
+            assert signs
+            assert all("Anti-pattern" in sign for sign in signs)
 
 
 def shown_errors() -> dict[str, set[str]]:

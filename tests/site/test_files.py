@@ -1,4 +1,4 @@
-"""The built files: every link, anchor and image leads somewhere, nothing is left unrendered, the HTML is valid."""
+"""The built files: every link, anchor and image leads somewhere, nothing is left unrendered."""
 
 import resource
 import time
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.site.built import PAGES, Site, build
-from tests.site.files import invalid, problems
+from tests.site.files import problems
 
 BUILD_CPU_S = 30  # what a build may take; it takes about two
 
@@ -20,11 +20,6 @@ def test_the_site_has_every_page_and_no_other(site: Site) -> None:
 
 def test_every_reference_leads_somewhere(site: Site) -> None:
     assert problems(site.folder) == []
-
-
-def test_every_page_is_valid_html(site: Site) -> None:
-    pages = site.folder.rglob("*.html")
-    assert {page: invalid(page.read_text("utf-8")) for page in pages if invalid(page.read_text("utf-8"))} == {}
 
 
 def test_a_build_takes_seconds(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
@@ -86,12 +81,6 @@ def test_a_planted_fault_is_found(small_site: Path, fault: str) -> None:
     assert old in PAGE
     (small_site / "index.html").write_text(PAGE.replace(old, new, 1))
     assert cause in problems(small_site)
-
-
-@pytest.mark.parametrize("fault", ["<p><div>a</div></p>", "<b>a", "a</i>", "<p id=a id=b>", "<tr><td>a", "&nope;"])
-def test_invalid_html_is_found(fault: str) -> None:
-    assert invalid(PAGE) == []
-    assert invalid(PAGE.replace("<h1", f"{fault}<h1")) != []
 
 
 def test_a_picture_that_a_style_lacks_is_found(small_site: Path) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from snippets.checkpoint import check_checkpoint
 
@@ -23,7 +25,7 @@ def checkpoint(tmp_path: Path) -> Path:
     folder.mkdir()
     for name in ("config.json", "preprocessor_config.json"):
         (folder / name).write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"")
+    save_file({"weight": np.zeros(1000, np.float32)}, folder / "model.safetensors")
     return folder
 
 
@@ -36,6 +38,11 @@ def write(name: str, text: str) -> Callable[[Path], None]:
         (folder / name).write_text(text)
 
     return damage
+
+
+def truncate(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
 
 
 def pickle_weights(folder: Path) -> None:
@@ -56,6 +63,7 @@ def test_the_sample_checkpoint_passes(sample_set: Samples, checkpoint: Path) -> 
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
+        (truncate, "The weights {folder}/model.safetensors are not whole (Error while deserializing header: "),
         (remove("config.json"), "The checkpoint folder {folder} has no config.json."),
         (remove("preprocessor_config.json"), "The checkpoint folder {folder} has no preprocessor_config.json."),
         (remove("model.safetensors"), "The checkpoint folder {folder} has no weights in safetensors: none."),

@@ -31,6 +31,7 @@ MODULES = {  # name -> options, and whether it joins the tests' cluster or start
     "naive": ("--limit 8", True),
     "costs": ("--limit 1", False),
     "actor_pool": ("--limit 10 --batch-size 4", False),
+    "stepwise": ("--limit 8 --step kept", True),
     "preprocessing": ("--limit 6", True),
     "results": ("--limit 6 --batch-size 4 --actors 1 --num-gpus 0.5 --dtype bfloat16", True),
 }
@@ -137,8 +138,8 @@ def test_help_says_what_the_reader_will_see_and_names_every_option(
     assert ended.value.code == 0
     assert " ".join(str(module.__doc__).split()) in text.replace("- ", "-")
     assert {"--images", "--model", "--limit", "--json"} <= set(text.replace(",", " ").split())
-    own = {"--actors", "--num-gpus", "--batch-size", "--dtype"} & set(text.replace(",", " ").split())
-    assert len(own) == (4 if name in ("actor_pool", "results") else 0)
+    own = {"--actors", "--num-gpus", "--batch-size", "--dtype", "--output"} & set(text.replace(",", " ").split())
+    assert len(own) == {"actor_pool": 4, "results": 5}.get(name, 0)
 
 
 @pytest.mark.parametrize("text", ["0", "-3", "abc", "1.5", "", "1e3"])

@@ -2,7 +2,6 @@
 {
   document.querySelector(".md-search")?.setAttribute("aria-label", "Search"); // a dialog without a name
 
-
   // On a phone the navigation opens with a label, which no keyboard reaches: here with a button.
   const label = document.querySelector(".md-header__button[for=__drawer]");
   const drawer = document.querySelector("#__drawer");
@@ -45,4 +44,6 @@
   // The theme wraps tables and adds its buttons when it starts.
   new MutationObserver(improve).observe(document.body, { childList: true, subtree: true });
   improve();
+  // A font that arrives late makes lines longer, and no element larger.
+  document.fonts.addEventListener("loadingdone", () => document.querySelectorAll(SCROLLERS).forEach(updateFocus));
 }

@@ -114,14 +114,17 @@ def test_an_interrupt_in_the_first_round_leaves_the_results_file_as_it_was(tmp_p
     assert output.read_text() == "before"
 
 
-def test_costs_measured_again_say_when_and_leave_the_rounds(tmp_path: Path) -> None:
+def test_costs_measured_again_are_medians_say_when_and_leave_the_rounds(tmp_path: Path) -> None:
     output = tmp_path / "results.json"
     before, _ = measure(fake_plan(tmp_path, FakeRuns(), 1), provenance(), output)
-    plan = fake_plan(tmp_path, FakeRuns(), 1)
-    plan.ask = lambda request: {"costs": [{"cost": request["kind"]}]}
+    plan = fake_plan(tmp_path, FakeRuns(), 3)
+    factors = iter([2.0, 9.0, 4.0])
+    row = {"cost": "a", "unit": "s", "less": 1.0}
+    plan.ask = lambda request: {"costs": [row | dict.fromkeys(("more", "factor"), next(factors))]}
     after = remeasure_costs(plan, {**provenance(), "commit": "later"}, output)
     assert before is not None and after["rounds"] == before["rounds"]
-    assert after["costs"] == [{"cost": "costs"}] and after["costs_provenance"]["commit"] == "later"
+    assert after["costs"] == [{**row, "more": 4.0, "factor": 4.0, "factors": [2.0, 9.0, 4.0]}]
+    assert after["costs_provenance"]["commit"] == "later"
     assert load_results(output) == after
 
 

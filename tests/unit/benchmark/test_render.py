@@ -15,8 +15,9 @@ from snippets.benchmark import render
 from snippets.benchmark.numbers import PAGES_NAME, format_numbers, numbers
 from snippets.benchmark.provenance import ROOT
 from snippets.benchmark.results import check_results, load_results, save_results
+from snippets.benchmark.stepwise import STEPWISE
 
-SVGS = ("throughput.svg", "breakdown.svg", "throughput-readme.svg")
+SVGS = ("throughput.svg", "breakdown.svg", "throughput-readme.svg", "stepwise.svg")
 
 
 @pytest.fixture
@@ -89,7 +90,28 @@ def test_a_value_changed_without_rendering_is_found(
     assert render.main(["--check"], copy) == 0
 
 
-@pytest.mark.parametrize("name", ["docs/assets/results/numbers.md", "docs/assets/results/tables.md"])
+@pytest.mark.parametrize("shown", [True, False])
+def test_steps_changed_without_rendering_are_found(
+    copy: Path, shown: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    render.write_all(copy)
+    path = copy / STEPWISE.relative_to(ROOT)
+    results = json.loads(path.read_text())
+    if shown:
+        for one in results["rounds"]:
+            one["runs"]["kept"]["steady_rows_per_second"] = 123.4
+    else:
+        results["rounds"][0]["order"].reverse()
+    path.write_text(json.dumps(results))
+    assert render.main(["--check"], copy) == 1
+    said = capsys.readouterr().out
+    assert "docs/assets/results/stepwise.md differs" in said
+    assert ("docs/assets/figures/stepwise.svg differs" in said) is shown
+    assert render.main([], copy) == 0
+    assert render.main(["--check"], copy) == 0
+
+
+@pytest.mark.parametrize("name", [f"docs/assets/results/{name}.md" for name in ("numbers", "tables", "stepwise")])
 def test_a_typed_number_is_found(copy: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     render.write_all(copy)
     path = copy / name

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -222,6 +224,17 @@ def test_every_mode_becomes_three_channels(sample_set: Samples, mode: str) -> No
     assert decoded.shape == (224, 224, 3)
 
 
+def test_of_an_animation_the_first_frame_is_decoded(sample_set: Samples) -> None:
+    first, second = (Image.new("P", (60, 40), colour) for colour in (1, 2))
+    first.putpalette([0, 0, 0, 250, 10, 10, 10, 10, 250])
+    second.putpalette(first.getpalette() or [])
+    buffer = io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=[second])
+    assert getattr(Image.open(io.BytesIO(buffer.getvalue())), "n_frames", 1) == 2
+    decoded = decode_image(buffer.getvalue(), load_preprocessing(str(sample_set.model)))
+    assert (decoded == (250, 10, 10)).all()
+
+
 def test_preprocessing_is_what_the_checkpoint_states(sample_set: Samples) -> None:
     from transformers import AutoImageProcessor
 
@@ -233,6 +246,30 @@ def test_preprocessing_is_what_the_checkpoint_states(sample_set: Samples) -> Non
     assert ours.resize == int(ours.crop / processor.crop_pct)
     assert ours.resample == processor.resample
     assert (list(ours.mean), list(ours.std)) == (list(processor.image_mean), list(processor.image_std))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"crop_pct": None},  # a vision transformer resizes to a square and crops nothing
+        {"size": {"height": 224, "width": 224}},
+        {"size": {"shortest_edge": 384}},  # from there on, the processor squeezes the whole image
+    ],
+)
+def test_other_steps_than_the_functions_are_refused(
+    sample_set: Samples, tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    stated = json.loads((sample_set.model / "preprocessor_config.json").read_text()) | changed
+    stated = {name: value for name, value in stated.items() if value is not None}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json asks for other steps than a resize"):
+        load_preprocessing(str(tmp_path))
+
+
+def test_a_size_that_is_a_number_is_the_shorter_edge(sample_set: Samples, tmp_path: Path) -> None:
+    stated = json.loads((sample_set.model / "preprocessor_config.json").read_text()) | {"size": 224}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
+    assert load_preprocessing(str(tmp_path)) == load_preprocessing(str(sample_set.model))
 
 
 def test_preprocessing_of_a_hub_checkpoint_is_read_at_its_revision(

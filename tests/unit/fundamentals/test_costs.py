@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import time
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tqdm import tqdm
 
 from snippets.fundamentals import costs
 from snippets.fundamentals.costs import actors_at_work, forward_seconds, load_factor, median_seconds
@@ -126,7 +128,33 @@ def test_every_cost_has_its_two_values_and_the_factor_between_them(
         "load for each batch of 4": (1.0, 3.0, 3.0),
         "one at a time instead of batches of 4": (0.25, 0.5, 2.0),
         "one block for two actors": (1, 2, 2.0),
-        "threads instead of actors": (10, 20, 2.0),
-        "memory given back to the kernel": (20, 30, 1.5),
+        "one actor at work instead of one a core": (20, 30, 1.5),
+        "threads instead of actors": (10, 30, 3.0),
+        "memory given back to the kernel": (30, 40, 40 / 30),
         "decode against forward": (0.5, 0.25, 0.5),
     }
+
+
+def test_the_bar_reaches_its_end(
+    connected: RayCluster, sample_set: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    bars = []
+
+    def bar(**options: Any) -> Any:
+        bars.append(tqdm(**{**options, "disable": False, "file": io.StringIO()}))
+        return bars[-1]
+
+    monkeypatch.setattr(costs, "tqdm", bar)
+    for name, value in (
+        ("median_seconds", 1.0),
+        ("decode_seconds", 1.0),
+        ("forward_rate", 1.0),
+        ("start_loops", []),
+    ):
+        monkeypatch.setattr(costs, name, lambda *_, value=value, **__: value)
+    for has_gpu in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda has_gpu=has_gpu: has_gpu)
+        costs.measure(str(sample_set.images), str(sample_set.model), limit=4, progress=True)
+        assert bars[-1].n == bars[-1].total

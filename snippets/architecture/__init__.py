@@ -1,0 +1,1 @@
+"""The modules behind Part 3, architecture: why Ray Data behaves as it does."""
