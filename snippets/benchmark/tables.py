@@ -123,7 +123,7 @@ def costs_table(results: dict[str, Any]) -> str:
             f"{name}: {_value(row[key], row['unit'])} {row['unit']}"
             for name, key in zip(names, ("less", "more"), strict=True)
         ]
-        rows.append([cost, *pair, with_range(spread(row.get("factors", [row["factor"]])), factor)])
+        rows.append([cost, *pair, with_range(spread(row["factors"]), factor)])
     return format_table(["what is compared", "first", "second", "second over first"], rows)
 
 

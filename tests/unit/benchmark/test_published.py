@@ -54,10 +54,7 @@ def test_a_pools_start_up_is_longer_than_the_naive_one(summary: dict[str, Any]) 
     assert median(summary, "pool", "start_up_seconds") > median(summary, "naive", "start_up_seconds")
 
 
-def test_kept_memory_and_precision_gain_more_than_saved_loads(summary: dict[str, Any]) -> None:
-    costs = costs_by_name(load_results(PUBLISHED))
-    loads = costs["load for each batch of 4"]["factor"]
-    assert costs["memory given back to the kernel"]["factor"] > loads
-    assert median(summary, "pool-bfloat16", "steady_rows_per_second") > loads * median(
-        summary, "pool", "steady_rows_per_second"
-    )
+def test_precision_gains_more_than_saved_loads(summary: dict[str, Any]) -> None:
+    loads = costs_by_name(load_results(PUBLISHED))["load for each batch of 4"]["factor"]
+    rates = [median(summary, name, "steady_rows_per_second") for name in ("pool", "pool-bfloat16")]
+    assert rates[1] > loads * rates[0]
