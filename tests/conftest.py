@@ -30,25 +30,25 @@ def _state_of_the_sources(record_testsuite_property: Callable[[str, object], Non
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator["RayCluster"]:
     """A cluster with two logical GPUs and the state API, which a bare `ray.init()` joins."""
-    with _joined(gpus_per_worker=1, dashboard=True) as cluster:
+    with _joined(gpus_per_worker=1) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
 def ray_cluster_without_gpus() -> Iterator["RayCluster"]:
-    """A cluster as most readers have it, which a bare `ray.init()` joins."""
+    """A cluster as most readers have it, with the state API, which a bare `ray.init()` joins."""
     with _joined(gpus_per_worker=0) as cluster:
         yield cluster
 
 
 @contextmanager
-def _joined(gpus_per_worker: int, dashboard: bool = False) -> Iterator["RayCluster"]:
+def _joined(gpus_per_worker: int) -> Iterator["RayCluster"]:
     import ray
 
     from tests.ray_cluster import RayCluster
 
     ray.shutdown()  # a driver that is connected stays where it is
-    with RayCluster(gpus_per_worker, dashboard) as cluster, pytest.MonkeyPatch.context() as environment:
+    with RayCluster(gpus_per_worker, dashboard=True) as cluster, pytest.MonkeyPatch.context() as environment:
         for name, value in cluster.client_environment.items():
             environment.setenv(name, value)
         yield cluster

@@ -48,7 +48,9 @@ class RayCluster:
         self.client_environment = {**CLIENT_ENVIRONMENT, "RAY_TMPDIR": self._folder}
         self._cluster: Cluster | None = None
         try:
-            with _environment(self.client_environment), _folder(self._folder), _signal_handler():
+            # In TMPDIR the dashboard's processes leave folders of their own, when they are killed.
+            environment = {**self.client_environment, "TMPDIR": self._folder}
+            with _environment(environment), _folder(self._folder), _signal_handler():
                 self.address = self._start(gpus_per_worker, dashboard)
         except BaseException:
             self.close()
