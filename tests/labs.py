@@ -32,9 +32,8 @@ ADMONITION = re.compile(r'(?:!!!|\?\?\?\+?) \w+ "(.*)"$')
 EARLIER = '??? abstract "Code from earlier pages"'
 TERMINAL_COLOUR = r"\x1b\[[\d;]*m"
 CAUSE = re.compile(r"(?!ray\.)[\w.()]*[A-Z]\w*\)?: ")
-OF_THE_SITE = re.compile(
-    r"[ >]*\{[#.].*\}\s*|\d+ min(?: · before this: .*)?"
-)  # attributes; the time to read a page
+# Attributes, a frame around blocks, the time to read a page.
+OF_THE_SITE = re.compile(r"[ >]*\{[#.].*\}\s*|</?div.*>|\d+ min(?: · before this: .*)?")
 LINK_TO_PAGE = re.compile(r"\[([^\]]+)\]\((?!https?:)[^)]*\)")
 
 

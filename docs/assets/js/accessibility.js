@@ -45,5 +45,9 @@
   new MutationObserver(improve).observe(document.body, { childList: true, subtree: true });
   improve();
   // A font that arrives late makes lines longer, and no element larger.
-  document.fonts.addEventListener("loadingdone", () => document.querySelectorAll(SCROLLERS).forEach(updateFocus));
+  const updateAll = () => document.querySelectorAll(SCROLLERS).forEach(updateFocus);
+  document.fonts.addEventListener("loadingdone", updateAll);
+  document.fonts.ready.then(updateAll);
+  window.addEventListener("load", updateAll);
+  document.addEventListener("toggle", updateAll, true);
 }
