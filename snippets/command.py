@@ -118,9 +118,17 @@ def count(result: Any) -> tuple[int, int, Rows]:
         if "error" in table.column_names:
             errors += sum(bool(error) for error in table["error"].to_pylist())
         if len(first) < SHOWN_ROWS:
-            columns = [name for name in table.column_names if name != "image"]
-            first += table.select(columns).slice(0, SHOWN_ROWS - len(first)).to_pylist()
+            first += _shown(table.slice(0, SHOWN_ROWS - len(first)))
     return rows, errors, first
+
+
+def _shown(table: Any) -> Rows:
+    """Return the rows of an Arrow table, and of an image its dtype and shape."""
+    if "image" not in table.column_names:
+        return list(table.to_pylist())
+    images = table["image"].combine_chunks().to_numpy(zero_copy_only=False)
+    rows = table.drop_columns("image").to_pylist()
+    return [{**row, "image": f"{image.dtype} {image.shape}"} for row, image in zip(rows, images, strict=True)]
 
 
 def run(

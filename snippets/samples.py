@@ -473,6 +473,15 @@ def build_samples(
     return Samples(linked or images, held_out, hostile, manifest, model, accuracy)
 
 
+def images_and_model() -> tuple[str, str]:
+    """Return the environment's IMAGES and MODEL, and for one that is not set the sample, which is built here."""
+    images, model = os.environ.get("IMAGES"), os.environ.get("MODEL")
+    if images and model:
+        return images, model
+    samples = build_samples(DEFAULT_ROOT)
+    return images or str(samples.images), model or str(samples.model)
+
+
 def _check_arguments(root: Path, count: int, seed: int, labels: tuple[str, ...]) -> None:
     if count < 1:
         raise ValueError(f"The count of images must be at least 1, not {count}.")

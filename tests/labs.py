@@ -10,13 +10,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import nbformat
-from mkdocs.config import load_config
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+from snippets.reference.reading import navigation
 from tests.page_blocks import Block, collect
 from tests.page_rendering import DIRECTIVE, ROOT, Fence, Rendering
 from tests.page_run import matches
@@ -39,18 +38,8 @@ LINK_TO_PAGE = re.compile(r"\[([^\]]+)\]\((?!https?:)[^)]*\)")
 
 def pages_of(part: str) -> list[Path]:
     """Return the pages of a part, in the order of the site's navigation."""
-    nav = load_config(str(ROOT / "mkdocs.yml"), plugins=[])["nav"]
-    names = [name for entry in nav for name in _page_names(entry) if name.startswith(f"{part}/")]
+    names = [name for name in navigation() if name.startswith(f"{part}/")]
     return [ROOT / "docs" / name for name in [*FIRST_PAGES.get(part, []), *names]]
-
-
-def _page_names(entry: Any) -> Iterator[str]:
-    for value in entry.values() if isinstance(entry, dict) else [entry]:
-        if isinstance(value, str):
-            yield value
-        else:
-            for each in value:
-                yield from _page_names(each)
 
 
 class Lab:

@@ -6,16 +6,13 @@ answer to the file ANSWER, as `snippets.benchmark.runs` does.
 
 from __future__ import annotations
 
-import json
-import logging
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ray
 
+from snippets.benchmark.processes import answer_request
 from snippets.command import ray_options
 from snippets.fundamentals import costs
 from snippets.fundamentals.actor_pool import classify, decode, load_preprocessing, plan_pool
@@ -101,13 +98,5 @@ KINDS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-def main() -> None:
-    """Answer the request on standard input."""
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    request = json.load(sys.stdin)
-    answer = KINDS[request.pop("kind")](**request)
-    Path(sys.argv[1]).write_text(json.dumps(answer))
-
-
 if __name__ == "__main__":
-    main()
+    answer_request(KINDS)

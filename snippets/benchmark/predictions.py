@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import statistics
 import sys
@@ -17,12 +16,12 @@ from snippets.benchmark.formats import gigabytes, percent, rate
 from snippets.benchmark.harness import say, spread_evenly
 from snippets.benchmark.processes import ask
 from snippets.benchmark.provenance import Hardware, read_hardware, read_provenance
-from snippets.benchmark.results import FIELDS, FOLDER, SCHEMA, load_json, write_json
+from snippets.benchmark.results import FIELDS, FOLDER, SCHEMA, check_fields, load_json, write_json
 from snippets.benchmark.tables import format_table, provenance_line
 from snippets.checkpoint import check_checkpoint
 from snippets.command import Parser
 from snippets.fundamentals.dataset import list_images
-from snippets.samples import DEFAULT_ROOT, build_samples
+from snippets.samples import images_and_model
 
 PREDICTIONS = FOLDER / "predictions.json"
 LEAST = 12  # configurations
@@ -168,19 +167,9 @@ def check_predictions(results: Any) -> None:
         "decoding": DECODING,
         "configurations": list,
     }
-    _check("", results, fields)
+    check_fields("", results, fields)
     for index, each in enumerate(results["configurations"]):
-        _check(f"configurations[{index}].", each, CONFIGURATION)
-
-
-def _check(where: str, found: Any, fields: dict[str, Any]) -> None:
-    for key, expected in fields.items():
-        if not isinstance(found, dict) or key not in found:
-            raise ValueError(f"has no {where}{key}.")
-        if isinstance(expected, dict):
-            _check(f"{where}{key}.", found[key], expected)
-        elif not isinstance(found[key], expected):
-            raise ValueError(f"has a {where}{key} of the wrong type: {type(found[key]).__name__}.")
+        check_fields(f"configurations[{index}].", each, CONFIGURATION)
 
 
 def load_predictions(path: Path = PREDICTIONS) -> dict[str, Any]:
@@ -265,11 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _render(options.output or PREDICTIONS)
     if options.quick and options.output is None:
         parser.error("--quick needs --output, for its results are none to publish")
-    samples = build_samples(DEFAULT_ROOT)
-    source, model = (
-        os.environ.get("IMAGES") or str(samples.images),
-        os.environ.get("MODEL") or str(samples.model),
-    )
+    source, model = images_and_model()
     hardware, output = read_hardware(), options.output or PREDICTIONS
     configurations = configurations_for(hardware, torch.cuda.device_count())
     if options.quick:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,14 @@ def ask(request: dict[str, Any], module: str = "snippets.benchmark.runs") -> dic
             raise RuntimeError(f"The measurement of {what} ended with status {process.returncode}:\n{said}")
         found: dict[str, Any] = json.loads(answer.read_text())
     return found
+
+
+def answer_request(kinds: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
+    """Be the process that is asked: call the function of the request's kind, and write what it returns."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    request = json.load(sys.stdin)
+    answer = kinds[request.pop("kind")](**request)
+    Path(sys.argv[1]).write_text(json.dumps(answer))
 
 
 def end_run(mark: str) -> None:

@@ -113,18 +113,19 @@ def check_results(results: Any) -> None:
 
 def check_rounds(results: Any, fields: dict[str, Any], of_round: dict[str, Any]) -> None:
     """Raise ValueError, with what is wrong, unless the results and each of their rounds have all keys."""
-    _check("", results, fields)
+    check_fields("", results, fields)
     if results["schema"] != SCHEMA:
         raise ValueError(f"has the schema {results['schema']}, and this code reads {SCHEMA}.")
     if not results["rounds"]:
         raise ValueError("has no rounds.")
     for index, one in enumerate(results["rounds"]):
-        _check(f"rounds[{index}].", one, of_round)
+        check_fields(f"rounds[{index}].", one, of_round)
         for name, run in one["runs"].items():
-            _check(f"rounds[{index}].runs.{name}.", run, RUN)
+            check_fields(f"rounds[{index}].runs.{name}.", run, RUN)
 
 
-def _check(where: str, found: Any, fields: dict[str, Any]) -> None:
+def check_fields(where: str, found: Any, fields: dict[str, Any]) -> None:
+    """Raise ValueError, with the key after `where`, unless all fields are there with values of their types."""
     for key, expected in fields.items():
         if not isinstance(found, dict) or key not in found:
             raise ValueError(f"has no {where}{key}.")
@@ -132,4 +133,4 @@ def _check(where: str, found: Any, fields: dict[str, Any]) -> None:
         if not isinstance(found[key], kind):
             raise ValueError(f"has a {where}{key} of the wrong type: {type(found[key]).__name__}.")
         if isinstance(expected, dict):
-            _check(f"{where}{key}.", found[key], expected)
+            check_fields(f"{where}{key}.", found[key], expected)

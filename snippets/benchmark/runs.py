@@ -6,18 +6,16 @@ the file ANSWER. A request names its `kind` and the parameters of the function o
 
 from __future__ import annotations
 
-import json
-import logging
-import sys
 from collections.abc import Callable
 from dataclasses import astuple
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import ray
 
 from snippets.benchmark.breakdown import break_down
 from snippets.benchmark.contenders import CONTENDERS, Run, Source
+from snippets.benchmark.processes import answer_request
 from snippets.command import ray_options
 from snippets.fundamentals import costs
 from snippets.fundamentals.setup import configure_data_context
@@ -130,13 +128,5 @@ KINDS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-def main() -> None:
-    """Answer the request on standard input."""
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    request = json.load(sys.stdin)
-    answer = KINDS[request.pop("kind")](**request)
-    Path(sys.argv[1]).write_text(json.dumps(answer))
-
-
 if __name__ == "__main__":
-    main()
+    answer_request(KINDS)

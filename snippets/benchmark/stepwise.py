@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from snippets.benchmark.summary import MEASURED, Round, Spread, ratio, spread
 from snippets.checkpoint import check_checkpoint
 from snippets.command import Parser, positive
 from snippets.fundamentals.stepwise import STEPS
-from snippets.samples import DEFAULT_ROOT, build_samples
+from snippets.samples import images_and_model
 
 STEPWISE = FOLDER / "stepwise.json"
 IN_FOURS = ("naive", "kept")  # their batches are of four, so that fewer images have as many of them
@@ -133,11 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.quick and options.output is None:
         parser.error("--quick needs --output, for its results are none to publish")
-    samples = build_samples(DEFAULT_ROOT)
-    source, model = (
-        os.environ.get("IMAGES") or str(samples.images),
-        os.environ.get("MODEL") or str(samples.model),
-    )
+    source, model = images_and_model()
     hardware, output = read_hardware(), options.output or STEPWISE
     limit, rounds = options.limit or (32 if options.quick else 192), options.rounds or (1 if options.quick else 5)
     provenance = read_provenance(hardware, source, model, arguments, "snippets.benchmark.stepwise")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from snippets.checkpoint import check_checkpoint
 from snippets.command import Parser, positive
 from snippets.fundamentals.dataset import list_images
 from snippets.recording import Event
-from snippets.samples import DEFAULT_ROOT, build_samples
+from snippets.samples import images_and_model
 
 TIMELINE = FOLDER / "timeline.json"
 RUNS = {"naive": "Naive", "pool": "Actor pool, float32"}
@@ -82,11 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=positive, default=128, help="images (default: 128)")
     parser.add_argument("--output", type=Path, default=TIMELINE, help="default: docs/assets/results/timeline.json")
     options = parser.parse_args(arguments)
-    samples = build_samples(DEFAULT_ROOT)
-    source, model = (
-        os.environ.get("IMAGES") or str(samples.images),
-        os.environ.get("MODEL") or str(samples.model),
-    )
+    source, model = images_and_model()
     try:
         check_checkpoint(model)
         recorded = record_timeline(source, model, options.limit)

@@ -27,10 +27,12 @@ UNREAD = ("details", "svg", "style", "script")  # what is folded, and figures
 
 def pages() -> list[str]:
     """Return the pages that are read from top to end, below docs/, in the order of the navigation."""
-    return [page for page in _navigation() if page.startswith(READ) and page.endswith(".md")]
+    return [page for page in navigation() if page.startswith(READ) and page.endswith(".md")]
 
 
-def _navigation() -> list[str]:
+def navigation() -> list[str]:
+    """Return all pages of the site, below docs/, in the order of its navigation."""
+
     def names(entry: Any) -> Iterator[str]:
         for value in entry.values() if isinstance(entry, dict) else [entry]:
             if isinstance(value, str):
@@ -89,7 +91,7 @@ def needs(page: str) -> list[str]:
     """
     needed = get_data((DOCS / page).read_text("utf-8"))[1].get("needs")
     if needed is not None:
-        unknown = sorted({*needed} - {*_navigation()})
+        unknown = sorted({*needed} - {*navigation()})
         if unknown:
             raise ValueError(f"docs/{page} needs {', '.join(unknown)}, which is not in the navigation")
         return list(needed)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import ray
@@ -242,15 +243,30 @@ def test_an_error_of_ours_keeps_its_traceback(
 # Counting and showing what came out
 
 
-def test_rows_and_errors_are_counted_over_all_blocks_and_images_are_not_shown() -> None:
+def test_rows_and_errors_are_counted_over_all_blocks() -> None:
     blocks = [
-        pa.table({"id": ["a", "b"], "error": pa.array([None, "broken"], pa.string()), "image": [0, 0]}),
-        pa.table({"id": ["c", "d", "e"], "error": ["", "broken", ""], "image": [0, 0, 0]}),
+        pa.table({"id": ["a", "b"], "error": pa.array([None, "broken"], pa.string())}),
+        pa.table({"id": ["c", "d", "e"], "error": ["", "broken", ""]}),
     ]
     result = SimpleNamespace(iter_batches=lambda batch_size, batch_format: iter(blocks))
     rows, errors, first = count(result)
     assert (rows, errors) == (5, 2)
     assert first == [{"id": "a", "error": None}, {"id": "b", "error": "broken"}, {"id": "c", "error": ""}]
+
+
+@pytest.mark.parametrize("sizes", [[(5, 7), (5, 7)], [(5, 7), (9, 2)]])
+def test_of_an_image_its_dtype_and_shape_are_shown(sizes: list[tuple[int, int]]) -> None:
+    from ray.data.extensions import ArrowTensorArray, ArrowVariableShapedTensorArray
+
+    images = [np.zeros((*size, 3), np.uint8) for size in sizes]
+    is_ragged = len({*sizes}) > 1
+    column = (ArrowVariableShapedTensorArray if is_ragged else ArrowTensorArray).from_numpy(images)
+    table = pa.table({"path": ["a", "b"], "image": column})
+    result = SimpleNamespace(iter_batches=lambda **_: [table, table])
+    rows, errors, first = command.count(result)
+    assert (rows, errors, len(first)) == (4, 0, command.SHOWN_ROWS)
+    shown = [{"path": path, "image": f"uint8 {(*size, 3)}"} for path, size in zip("ab", sizes, strict=True)]
+    assert first == [*shown, shown[0]]
 
 
 def test_a_list_of_rows_is_its_own_count() -> None:

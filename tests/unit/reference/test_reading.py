@@ -60,6 +60,6 @@ def test_the_page_before_is_what_a_page_needs_unless_it_says_so(monkeypatch: pyt
     link = before.removeprefix("fundamentals/")
     assert line("fundamentals/naive.md").endswith(f" · before this: [{title(before)}]({link})\n{{.reading}}")
     assert line("fundamentals/index.md").endswith("[Setup](../setup.md)\n{.reading}")
-    monkeypatch.setattr(reading, "_navigation", lambda: ["verify.md"])
+    monkeypatch.setattr(reading, "navigation", lambda: ["verify.md"])
     with pytest.raises(ValueError, match=r"docs/verify\.md needs setup\.md, which is not in the navigation"):
         needs("verify.md")
