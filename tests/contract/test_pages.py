@@ -1,13 +1,16 @@
 """The pages hold beyond the samples: on other images and labels, and on a cluster that has no GPU.
 
-Those of a part run so as its notebook, in `test_labs.py`; the others here.
+Those of a part that has a notebook run so in `test_labs.py`; the others that read images or a checkpoint, here.
+What reads neither would be the same program twice.
 """
 
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,17 +22,31 @@ from tests.page_blocks import collect
 from tests.page_environment import PUBLIC
 from tests.page_rendering import ROOT
 
+FOLDERS = ("docs",)  # with such pages
+# Beyond the line that defines them; or a command of this package, which reads the same variables.
+READS = re.compile(r"""(?<!")\b(?:IMAGES|MODEL)\b(?! =|")|-m snippets\.""")
+
+
+@cache
+def pages_that_read_images() -> dict[str, list[Path]]:
+    """Return the pages that use the images or the checkpoint, by the name of their folder."""
+    in_labs = {page for part in LABS for page in pages_of(part)}
+    found: dict[str, list[Path]] = {}
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        if "assets" not in page.parts and page not in in_labs:
+            blocks = [block for block in collect(page) if block.is_executed]
+            if any(READS.search(block.source) for block in blocks):
+                found.setdefault(page.parent.name, []).append(page)
+    return found
+
 
 @pytest.mark.cluster
-@pytest.mark.timeout(600)
-def test_pages_hold_on_other_images_and_labels_without_a_gpu(other_sample_set: Samples, tmp_path: Path) -> None:
-    other = other_sample_set
-    in_labs = {page for part in LABS for page in pages_of(part)}
-    pages = [
-        page
-        for page in sorted((ROOT / "docs").rglob("*.md"))
-        if "assets" not in page.parts and page not in in_labs and any(block.is_executed for block in collect(page))
-    ]
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_pages_hold_on_other_images_and_labels_without_a_gpu(
+    folder: str, other_sample_set: Samples, tmp_path: Path
+) -> None:
+    other, pages = other_sample_set, pages_that_read_images()[folder]
     report = tmp_path / "report.json"
     outer = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTEST_"))}
     done = subprocess.run(
@@ -49,7 +66,13 @@ def test_pages_hold_on_other_images_and_labels_without_a_gpu(other_sample_set: S
     assert [cause for cause in failed if "no CUDA device" not in cause] == []
     assert done.returncode == 0, done.stdout
     assert {block["page"] for block in ran["blocks"]} == {str(page.relative_to(ROOT)) for page in pages}
-    assert ROOT / "docs" / "verify.md" in pages
+
+
+def test_pages_that_read_images_are_found() -> None:
+    assert pages_that_read_images().keys() == {*FOLDERS}
+    found = {str(page.relative_to(ROOT)) for pages in pages_that_read_images().values() for page in pages}
+    assert {"docs/index.md", "docs/verify.md"} <= found
+    assert "docs/architecture/sizing.md" not in found  # formulas alone
 
 
 def test_the_runner_falls_back_to_what_the_pages_fall_back_to() -> None:

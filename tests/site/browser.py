@@ -94,8 +94,9 @@ def settle(page: Page) -> None:
     page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
-def problems(browser: Browser, site: Site, path: str, mode: Mode, screenshot: Path | None = None) -> list[str]:
-    """Return what is wrong with a page of the site; keep a picture of it at `screenshot`."""
+@contextlib.contextmanager
+def opened_page(browser: Browser, site: Site, path: str, mode: Mode) -> Iterator[tuple[Page, list[str]]]:
+    """Open a page of the site; yield it, and what is wrong with what it says, asks for and weighs, as it comes."""
     found: list[str] = []
     requested: dict[str, None] = {}
 
@@ -111,20 +112,38 @@ def problems(browser: Browser, site: Site, path: str, mode: Mode, screenshot: Pa
         page.on("requestfailed", lambda request: found.append(f"{request.failure}: {request.url}"))
         page.on("response", lambda it: found.append(f"{it.status}: {it.url}") if it.status >= 400 else None)
         visit(page, site.url + path)
-        if screenshot:
-            screenshot.parent.mkdir(parents=True, exist_ok=True)
-            page.screenshot(path=screenshot, full_page=True)
-        # What is folded is read as well.
-        page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true })")
-        settle(page)
-        found += page.evaluate(LAYOUT, mode.width)
-        found += _violations(page)
+        transferred = sum(site.transferred_bytes(url) for url in requested if "search_index" not in url)
+        most = LAB_FIRST_VIEW_BYTES if re.fullmatch(r"labs/\w+/", path) else FIRST_VIEW_BYTES
+        if transferred > most:
+            found.append(f"the first view takes {transferred} bytes, of {most}")
+        yield page, found
 
-    transferred = sum(site.transferred_bytes(url) for url in requested if "search_index" not in url)
-    most = LAB_FIRST_VIEW_BYTES if re.fullmatch(r"labs/\w+/", path) else FIRST_VIEW_BYTES
-    if transferred > most:
-        found.append(f"the first view takes {transferred} bytes, of {most}")
-    return found
+
+def look(page: Page, mode: Mode, picture: Path | None = None) -> list[str]:
+    """Return what of an open page cannot be read, by eye or by screen reader; keep it at `picture` as it was."""
+    if picture:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=picture, full_page=True, type="jpeg", quality=70)  # to encode a PNG takes a second
+    # What is folded is read as well.
+    page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true })")
+    settle(page)
+    return [*page.evaluate(LAYOUT, mode.width), *_violations(page)]
+
+
+def problems(browser: Browser, site: Site, path: str, mode: Mode, picture: Path | None = None) -> list[str]:
+    """Return what is wrong with a page of the site; keep a picture of it."""
+    with opened_page(browser, site, path, mode) as (page, found):
+        seen = look(page, mode, picture)
+        return [*found, *seen]
+
+
+def switch_to_dark(page: Page) -> None:
+    """Choose the dark palette, as its button does, with what was unfolded folded again."""
+    page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = false })")
+    page.emulate_media(color_scheme="dark")
+    page.locator("[data-md-color-scheme=slate][name=__palette]").evaluate("(choice) => choice.click()")
+    page.wait_for_function("document.body.dataset.mdColorScheme === 'slate'")
+    settle(page)
 
 
 def _violations(page: Page) -> list[str]:
