@@ -14,7 +14,7 @@ NEWEST = .cache/newest-ray
 SAMPLES = .cache/samples
 IMAGES ?= $(CURDIR)/$(SAMPLES)/images
 MODEL ?= $(CURDIR)/$(SAMPLES)/model
-SOURCES = mkdocs.yml $(shell find docs snippets -not -name '*.pyc' -not -name __pycache__ 2>/dev/null)
+SOURCES = mkdocs.yml $(shell find docs snippets deploy -not -name '*.pyc' -not -name __pycache__ 2>/dev/null)
 PORT ?= 8000
 PART ?=
 PAGE ?=
@@ -22,6 +22,7 @@ TESTS = $(if $(PART),$(wildcard tests/unit/$(PART)),tests)
 PAGES = $(if $(PART),docs/$(PART),docs)
 
 export RAY_USAGE_STATS_ENABLED = 0  # no request leaves this machine
+export ENGINE_FOLDER ?= $(CURDIR)/.cache/engines
 export NO_MKDOCS_2_WARNING = 1
 export PYTHONWARNINGS = ignore::FutureWarning
 
@@ -68,7 +69,7 @@ lint: $(READY) ## check style, types and spelling
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
-	@$(BIN)/codespell *.md docs scripts snippets tests Makefile
+	@$(BIN)/codespell *.md deploy docs scripts snippets tests Makefile
 	@$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml >/dev/null
 	@$(BIN)/zizmor --offline --quiet .github/workflows
 
@@ -99,6 +100,7 @@ reference: $(READY) ## write the reference from the installed Ray and the module
 	@$(BIN)/python -m snippets.reference.parameters
 	@$(BIN)/python -m snippets.reference.api
 	@$(BIN)/python -m snippets.architecture.calculator_files
+	@$(BIN)/python -m snippets.reference.fusion
 	@$(BIN)/python -m snippets.reference.reading
 
 labs: samples ## make the notebooks from the pages, with outputs of a real kernel (docs/labs)
@@ -108,6 +110,7 @@ bench: samples ## measure everything that the pages state, write docs/assets/res
 	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark
 	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark.timeline
 	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark.stepwise
+	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark.ladder --long
 	@$(BIN)/python -m snippets.benchmark.render >/dev/null
 
 # After a change of Ray's version, or of what the page watches.

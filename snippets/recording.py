@@ -33,6 +33,8 @@ WATCHED = {  # module -> function or method -> kind of event
     "snippets.fundamentals.actor_pool": {"decode": "decode", "Classifier.__call__": "batch"},
     "snippets.fundamentals.stepwise": {"KeptModel.__call__": "batch"},
     "snippets.fundamentals.preprocessing": {"read_headers": "decode", "add_features": "batch"},
+    "snippets.optimization.engines": {"open_engine": "load"},
+    "snippets.optimization.ladder": {"decode_cheaply": "decode", "CompiledClassifier.__call__": "batch"},
     "snippets.benchmark.contenders": {"InferenceWorker.__call__": "batch"},
 }
 PER_BATCH = ("batch", "decode")

@@ -5,7 +5,17 @@ from pathlib import Path
 
 from tests.page_rendering import ROOT
 
-SOURCES = ("docs", "snippets", "tests", "scripts", "Makefile", "mkdocs.yml", "pyproject.toml", "constraints.txt")
+SOURCES = (
+    "deploy",
+    "docs",
+    "snippets",
+    "tests",
+    "scripts",
+    "Makefile",
+    "mkdocs.yml",
+    "pyproject.toml",
+    "constraints.txt",
+)
 # What `tests.proof` writes about the sources is none of them.
 WRITTEN = (Path("docs/assets/results/proof.json"), Path("docs/assets/results/proof.md"))
 

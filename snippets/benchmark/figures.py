@@ -9,11 +9,13 @@ from xml.sax.saxutils import escape
 from snippets.benchmark.breakdown import KINDS
 from snippets.benchmark.contenders import CONTENDERS
 from snippets.benchmark.formats import factor, percent, rate, seconds
+from snippets.benchmark.ladder import summarize_ladder
 from snippets.benchmark.stepwise import summarize_steps
 from snippets.benchmark.summary import Spread
 from snippets.benchmark.timeline import KINDS as SPANS
 from snippets.benchmark.timeline import RUNS
 from snippets.fundamentals.stepwise import STEPS
+from snippets.optimization.ladder import RUNGS
 
 WIDTH, MARGIN = 440, 8
 INNER = WIDTH - 2 * MARGIN
@@ -92,6 +94,29 @@ def draw_steps(results: dict[str, Any], colours: Palette = PAGE) -> str:
     shapes += _bars_legend(y, "the step before", colours)
     title = "Images per second in steady state, change by change"
     return _svg("stepwise", title, ". ".join(said) + ".", y + 16, shapes)
+
+
+def draw_ladder(results: dict[str, Any], colours: Palette = PAGE) -> str:
+    """Return a bar a rung in steady state, with the rung's own bound as a tick, and the ratio to naive."""
+    summary = summarize_ladder(results)
+    steady = {name: found["steady_rows_per_second"] for name, found in summary.items()}
+    bounds = {name: found["bound"]["median"] for name, found in summary.items() if found["bound"]}
+    scale = INNER / max([1e-9, *bounds.values(), *(found["max"] for found in steady.values() if found)])
+    fills = {"float32": colours.a, "bfloat16": colours.d, "int8": colours.c}
+    shapes, said = [], []
+    for row, (name, found) in enumerate(steady.items()):
+        y, rung = 4 + 52 * row, RUNGS[name]
+        speed = f"{rate(found['median'])} images/s" if found else "not measured"
+        if times := summary[name]["over_naive"]:
+            speed += f", \u00d7 {factor(times['median'])}"
+        fill = colours.line if name == "naive" else fills[rung.precision]
+        shapes += _bar(y, rung.title, speed, found, scale, fill, colours)
+        shapes.append(_tick(_at(bounds[name] * scale), y + 19, 24, colours))
+        said.append(f"{rung.title}: {speed}, bound {rate(bounds[name])}")
+    y = 4 + 52 * len(steady) + 12
+    shapes += _bars_legend(y, "bound of its engine", colours)
+    title = "Images per second in steady state, rung by rung"
+    return _svg("ladder", title, ". ".join(said) + ".", y + 16, shapes)
 
 
 def highest_bound(bounds: dict[str, dict[str, Any] | None]) -> float:

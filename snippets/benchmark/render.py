@@ -15,14 +15,17 @@ from snippets.benchmark.figures import (
     FIXED,
     as_figure,
     draw_breakdown,
+    draw_ladder,
     draw_steps,
     draw_throughput,
     draw_timeline,
 )
+from snippets.benchmark.ladder import LADDER, load_ladder
 from snippets.benchmark.numbers import format_numbers
 from snippets.benchmark.provenance import ROOT
 from snippets.benchmark.results import PUBLISHED, load_results
 from snippets.benchmark.stepwise import STEPWISE, load_steps
+from snippets.benchmark.streaming import STREAMING, draw_stream, load_streams, streams_numbers, streams_table
 from snippets.benchmark.timeline import TIMELINE
 from snippets.command import Parser
 
@@ -52,6 +55,14 @@ def render(root: Path = ROOT) -> dict[Path, str]:
         steps = load_steps(steps_path)
         rendered[folder / "stepwise.md"] = format_steps(steps, steps_path)
         rendered[figures / "stepwise.svg"] = as_figure(draw_steps(steps))
+    if (ladder_path := root / LADDER.relative_to(ROOT)).exists():
+        ladder = load_ladder(ladder_path)
+        rendered[folder / "ladder.md"] = format_ladder(ladder, ladder_path)
+        rendered[figures / "ladder.svg"] = as_figure(draw_ladder(ladder))
+    if (streams_path := root / STREAMING.relative_to(ROOT)).exists():
+        streams = load_streams(streams_path)
+        rendered[folder / "streaming.md"] = format_streams(streams)
+        rendered[figures / "streaming.svg"] = as_figure(draw_stream(streams))
     readme = root / "README.md"
     if readme.exists() and README_BLOCK.search(text := readme.read_text()):
         block = f"{tables.short_table(results)}\n\n{tables.provenance_line(results)}\n"
@@ -83,6 +94,30 @@ def format_steps(steps: dict[str, Any], path: Path) -> str:
         "provenance": tables.provenance_table(steps, name, digest_of(path)),
         "provenance-line": tables.provenance_line(steps),
         **tables.steps_numbers(steps),
+    }
+    return format_sections(sections)
+
+
+def format_ladder(ladder: dict[str, Any], path: Path) -> str:
+    """Return a file with the tables of the rungs, where they come from, and the numbers of each rung."""
+    name = LADDER.relative_to(ROOT).as_posix()
+    sections = {
+        "table": tables.ladder_table(ladder),
+        "quality": tables.ladder_quality_table(ladder),
+        "limits": tables.ladder_limits_table(ladder),
+        "provenance": tables.provenance_table(ladder, name, digest_of(path)),
+        "provenance-line": tables.provenance_line(ladder),
+        **tables.ladder_numbers(ladder),
+    }
+    return format_sections(sections)
+
+
+def format_streams(streams: dict[str, Any]) -> str:
+    """Return a file with the table of the streams, where it comes from, and the numbers that pages include."""
+    sections = {
+        "table": streams_table(streams),
+        "provenance-line": tables.provenance_line(streams),
+        **streams_numbers(streams),
     }
     return format_sections(sections)
 

@@ -21,12 +21,14 @@ from snippets.benchmark.formats import (
     seconds,
     with_range,
 )
+from snippets.benchmark.ladder import long_ratio, summarize_ladder
 from snippets.benchmark.numbers import costs_by_name, small_batches_factor
 from snippets.benchmark.stepwise import summarize_steps
 from snippets.benchmark.summary import spread
 from snippets.benchmark.timeline import KINDS as SPANS
 from snippets.benchmark.timeline import RUNS, busy_seconds
 from snippets.fundamentals.stepwise import STEPS
+from snippets.optimization.ladder import RUNGS
 
 # What the two values of a row of `costs.measure` are.
 COMPARED = {
@@ -189,7 +191,8 @@ def provenance_table(results: dict[str, Any], name: str, digest: str) -> str:
     found = results["provenance"]
     hardware = found["hardware"]
     again = results.get("costs_provenance")
-    titles = {name: step.title for name, step in STEPS.items()}
+    titles = {name: rung.title for name, rung in RUNGS.items()}
+    titles |= {name: step.title for name, step in STEPS.items()}
     titles |= {name: contender.title for name, contender in CONTENDERS.items()}
     images = "; ".join(f"{titles[name]}: {number}" for name, number in results["images"].items())
     rows = [
@@ -281,6 +284,79 @@ def steps_numbers(results: dict[str, Any]) -> dict[str, str]:
         found[f"{name}-gain"] = median(of.get("gain"), factor)
         found[f"{name}-over-naive"] = median(of.get("over_naive"), factor)
         found[f"{name}-agreement"] = median(of.get("agreement"), percent)
+    return found
+
+
+def ladder_table(results: dict[str, Any]) -> str:
+    """Return the rungs: speed, over the rung before, over naive and over the bound, start-up and memory."""
+    rows = [
+        [
+            RUNGS[name].title,
+            with_range(found["steady_rows_per_second"], rate),
+            median(found["end_to_end"], rate),
+            with_range(found["gain"], factor) if name != "naive" else "",
+            median(found["over_naive"], factor),
+            with_range(found["over_bound"], factor),
+            median(found["start_up_seconds"], seconds),
+            median(found["peak_memory_bytes"], gigabytes),
+        ]
+        for name, found in summarize_ladder(results).items()
+    ]
+    head = ["rung", "images/s in steady state", "images/s end to end", "over the rung before", "over naive"]
+    return format_table([*head, "over its bound", "start-up, s", "peak memory, GB"], rows)
+
+
+def ladder_quality_table(results: dict[str, Any]) -> str:
+    """Return what the rungs answer, against the reference, and the packages that they need beyond Part 1's."""
+    rows = []
+    for name, found in summarize_ladder(results).items():
+        errors = [median(found[key], lambda value: f"{value:.4f}") for key in ("score_error", "score_error_max")]
+        accuracy = f"{median(found['accuracy'], percent)}" if found["accuracy"] else MISSING
+        rung = RUNGS[name]
+        cells = [rung.title, median(found["agreement"], percent), *errors, accuracy]
+        rows.append([*cells, ", ".join(rung.packages), ", ".join(rung.build_packages)])
+    head = ["rung", "labels equal to the reference's, %", "score error, median", "score error, largest"]
+    return format_table([*head, "accuracy, %", "packages to run", "and to build"], rows)
+
+
+def ladder_limits_table(results: dict[str, Any]) -> str:
+    """Return the bare rates of the engines, and of decoding on one core."""
+    rounds = results["rounds"]
+    rows = [
+        [f"forward passes, {name}", with_range(spread([one["limits"]["forward"][name] for one in rounds]), rate)]
+        for name in rounds[0]["limits"]["forward"]
+    ]
+    rows += [
+        [
+            f"decoding on one core, {name}",
+            with_range(spread([1 / one["limits"]["decode"][name] for one in rounds]), rate),
+        ]
+        for name in rounds[0]["limits"]["decode"]
+    ]
+    return format_table(["alone", "images/s"], rows)
+
+
+def ladder_numbers(results: dict[str, Any]) -> dict[str, str]:
+    """Return the numbers of the rungs as the pages show them, by name; `not measured` where there is none."""
+    summary, found = summarize_ladder(results), {}
+    for name in RUNGS:
+        of = summary.get(name, {})
+        for key in ("gain", "over_naive", "over_bound"):
+            found[f"{name}-{key.replace('_', '-')}"] = median(of.get(key), factor)
+        for key in ("agreement", "accuracy"):
+            found[f"{name}-{key}"] = median(of.get(key), percent)
+        found[f"{name}-start-up"] = median(of.get("start_up_seconds"), seconds)
+        found[f"{name}-steady"] = median(of.get("steady_rows_per_second"), rate)
+    for name, built in results["builds"].items():
+        found[f"{name}-build"] = either(built["seconds"], seconds)
+        found[f"{name}-megabytes"] = f"{built['bytes'] / 1e6:.0f}"
+    for name, size in results["packages"].items():
+        found[f"{name}-package-megabytes"] = f"{size / 1e6:.0f}"
+    found["long-images"] = count(results["long"]["images"]) if results["long"] else MISSING
+    found["long-over-naive"] = either(long_ratio(results), factor)
+    found["reference-accuracy"] = either(results["reference"]["accuracy"], percent)
+    found["calibration-images"] = count(results["calibration"]["images"])
+    found["rounds"] = count(len(results["rounds"]))
     return found
 
 

@@ -56,13 +56,20 @@ CLASSIFY = "fundamentals/actor_pool.md#load-once-then-classify-batches"
 SIZE = "fundamentals/actor_pool.md#size-the-pool-from-the-cluster"
 TOGETHER = "fundamentals/actor_pool.md#put-it-together"
 REACHES = "fundamentals/actor_pool.md#what-it-reaches"
+RESERVATIONS = "optimization/reservations.md#num_gpus-and-memory-the-same"
 STATE = "fundamentals/watching.md#while-it-runs-the-state-api"
 DASHBOARD = "fundamentals/watching.md#in-a-browser-the-dashboard"
 FRAMES = "fundamentals/preprocessing.md#a-function-on-frames"
 IN_FRAMES = "fundamentals/preprocessing.md#what-may-be-in-a-frame"
 WRITE = "fundamentals/results.md#write-once"
+STOP = "optimization/production.md#end-when-asked"
 PARQUET = "reference/changes.md#override_num_blocks"
 READ_ONLY = "reference/changes.md#read-only-batches"
+LARGE = "architecture/blocks.md#who-decides-how-large"
+CUT = "architecture/blocks.md#how-batches-are-cut"
+MEMORY = "architecture/memory.md#what-memory-does"
+GROWS = "architecture/backpressure.md#pools-that-grow-and-shrink"
+BREAKS = "architecture/streaming.md#the-first-result-and-what-breaks-streaming"
 
 CALLS = (
     Call(
@@ -95,6 +102,7 @@ CALLS = (
         (
             Parameter("num_cpus", "CPUs that the task or actor reserves", ASK),
             Parameter("num_gpus", "GPUs that it reserves, and the only ones that it sees", ASK),
+            Parameter("memory", "bytes that it reserves; whoever takes more is not stopped", RESERVATIONS),
             Parameter("scheduling_strategy", "where it runs: anywhere, or on one node", ASK),
             Parameter("runtime_env", "what its process starts with, such as `env_vars`", THREADS),
         ),
@@ -117,6 +125,7 @@ CALLS = (
                 "seconds without progress until `ExecutionTimeoutError`; -1 waits for ever",
                 SWITCHES,
             ),
+            Parameter("target_max_block_size", "bytes at which a task ends a block and begins another", LARGE),
             Parameter(
                 "max_errored_blocks",
                 "blocks that may fail and be lost, with all of their rows; -1 for any number",
@@ -171,6 +180,14 @@ CALLS = (
     ),
     Call("ray.data.from_numpy", (Parameter("ndarrays", "one array, a row for each of its items", IN_FRAMES),)),
     Call(
+        "ray.data.Dataset.repartition",
+        (
+            Parameter("target_num_rows_per_block", "rows of a block, for as long as they can be had", CUT),
+            Parameter("shuffle", "whether rows change places, for which all of them have to be there", BREAKS),
+            Parameter("strict", "whether every block but the last has so many rows, across the old blocks", CUT),
+        ),
+    ),
+    Call(
         "ray.data.Dataset.map_batches",
         (
             Parameter("fn", "a function, which runs in tasks, or a class, which runs in an actor pool", CLASSIFY),
@@ -181,17 +198,30 @@ CALLS = (
             Parameter("fn_constructor_args", "arguments of the class, which is built once an actor", TOGETHER),
             Parameter("num_cpus", "CPUs that each task or actor reserves; `None` for one", SIZE),
             Parameter("num_gpus", "GPUs that each reserves; a part of one is allowed", SIZE),
+            Parameter("memory", "bytes of memory that each reserves, and may exceed", MEMORY),
             Parameter("runtime_env", "what the processes start with, such as `env_vars`", TOGETHER),
             Parameter("zero_copy_batch", "hands out views that cannot be written to", READ_ONLY),
         ),
     ),
     Call(
         "ray.data.ActorPoolStrategy",
-        (Parameter("size", "actors of a pool that neither grows nor shrinks", TOGETHER),),
+        (
+            Parameter("size", "actors of a pool that neither grows nor shrinks", TOGETHER),
+            Parameter("min_size", "actors at the least, of a pool that grows and shrinks", GROWS),
+            Parameter("max_size", "actors at the most", GROWS),
+        ),
     ),
     Call(
         "ray.data.TaskPoolStrategy",
         (Parameter("size", "tasks at a time; `None` for as many as fit", NAIVE),),
+    ),
+    Call(
+        "ray.data.Dataset.iter_batches",
+        (
+            Parameter("batch_size", "rows of a batch; `None` takes each block as it comes", STOP),
+            Parameter("batch_format", "what a batch is, such as a table of `pyarrow`", STOP),
+            Parameter("prefetch_batches", "batches to fetch before the first is handed out", STOP),
+        ),
     ),
     Call("ray.data.Dataset.take_batch", (Parameter("batch_size", "rows to look at", LOOK),)),
     Call(

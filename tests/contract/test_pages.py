@@ -22,7 +22,7 @@ from tests.page_blocks import collect
 from tests.page_environment import PUBLIC
 from tests.page_rendering import ROOT
 
-FOLDERS = ("docs",)  # with such pages
+FOLDERS = ("docs", "optimization")  # with such pages
 # Beyond the line that defines them; or a command of this package, which reads the same variables.
 READS = re.compile(r"""(?<!")\b(?:IMAGES|MODEL)\b(?! =|")|-m snippets\.""")
 

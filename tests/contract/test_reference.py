@@ -64,8 +64,11 @@ def test_every_parameter_that_a_page_passes_is_listed() -> None:
     ("source", "found"),
     [
         ("ray.data.read_images(paths, mode='RGB', shuffle='files')", ["read_images(shuffle=)"]),
-        ("images.map_batches(f, batch_size=4).map_batches(g, memory=1)", ["map_batches(memory=)"]),
-        ("images.repartition(4, shuffle=True)", ["repartition(shuffle=)"]),
+        (
+            "images.map_batches(f, batch_size=4).map_batches(g, udf_modifying_row_count=False)",
+            ["map_batches(udf_modifying_row_count=)"],
+        ),
+        ("images.repartition(4, sort=True)", ["repartition(sort=)"]),
         ("ray.put(value, _owner=actor)", ["put(_owner=)"]),
         ("f.options(num_cpus=1, max_calls=2).remote(seconds=3)", ["options(max_calls=)"]),
         ("pipeline('image-classification', device=0)", ["pipeline(device=)"]),

@@ -1,0 +1,209 @@
+"""Memory: what of a batch lies in shared memory and what in a process, and what happens when either is full."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+from snippets.architecture.plans import connection
+from snippets.command import Parser, positive
+
+# isort: split
+# --8<-- [start:imports]
+import resource
+from typing import Any
+
+import numpy as np
+import psutil
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+# --8<-- [end:imports]
+
+
+# --8<-- [start:reader]
+class Reader:
+    """Hold an array from the object store, and say what memory its process has. Linux only."""
+
+    def __init__(self) -> None:
+        self.array = np.zeros(1, np.uint8)
+
+    def memory(self) -> tuple[int, int]:
+        """Return unique and proportional set size in bytes: without shared pages, or with a part of each."""
+        memory = psutil.Process().memory_full_info()
+        return memory.uss, memory.pss
+
+    def read(self, references: list[ray.ObjectRef]) -> bool:
+        """Get the array, touch each page, and return whether it can be written to."""
+        self.array = ray.get(references[0])
+        self.array[::4096].sum()
+        return bool(self.array.flags.writeable)
+
+    def write(self) -> bool:
+        """Write to a copy, the only way to write, and return whether that can be written to."""
+        self.array = self.array.copy()
+        self.array += 1
+        return bool(self.array.flags.writeable)
+
+
+def growth(readers: int, array_bytes: int, write: bool = False) -> dict[str, int]:
+    """Return by how much the processes of `readers` of one array grow, in bytes, all together.
+
+    `unique` is what is theirs alone, `proportional` counts a page that n processes share as 1/n in each.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Reader)
+    actors = [actor.remote() for _ in range(readers)]
+    small, large = ray.put(np.ones(1 << 20, np.uint8)), ray.put(np.ones(array_bytes, np.uint8))
+    ray.get([reader.read.remote([small]) for reader in actors])  # what a first read needs, besides the array
+    before = ray.get([reader.memory.remote() for reader in actors])
+    ray.get([reader.read.remote([large]) for reader in actors])
+    if write:
+        ray.get([reader.write.remote() for reader in actors])
+    after = ray.get([reader.memory.remote() for reader in actors])
+    for reader in actors:
+        ray.kill(reader)
+    unique, proportional = (np.array(after) - np.array(before)).sum(axis=0)
+    return {"unique": int(unique), "proportional": int(proportional)}
+
+
+# --8<-- [end:reader]
+
+
+# --8<-- [start:batches]
+def fill(batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Return rows of a million bytes in three forms: `pixels` of one size, `file` as bytes, `thing` in Python."""
+    rows = len(batch["id"])
+    return {
+        "pixels": np.ones((rows, 1_000_000), np.uint8),
+        "file": [bytes(1_000_000)] * rows,
+        "thing": [{"bytes": bytes(1_000_000)} for _ in range(rows)],
+    }
+
+
+class Where:
+    """Say of a column whether its batch lies in the object store or in this process."""
+
+    def __init__(self, column: str) -> None:
+        self.column = column
+        self.before = psutil.Process().memory_full_info().uss
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        """Return `type` of a value, whether it is `writeable`, and the bytes that this process grew by."""
+        values = batch[self.column]
+        grown = psutil.Process().memory_full_info().uss - self.before
+        return {"type": [type(values[0]).__name__], "writeable": [values.flags.writeable], "grown": [grown]}
+
+
+def where(column: str, rows: int = 64, **options: Any) -> dict[str, Any]:
+    """Return what `Where` says of a batch of one column, read by an actor from blocks that are there already."""
+    source = ray.data.range(rows, override_num_blocks=1).map_batches(fill).select_columns([column]).materialize()
+    pool = ray.data.ActorPoolStrategy(size=1)
+    (row,) = source.map_batches(Where, fn_constructor_args=[column], compute=pool, **options).take_all()
+    return dict(row)
+
+
+# --8<-- [end:batches]
+
+
+# --8<-- [start:spilled]
+def photographs(rows: int) -> ray.data.Dataset:
+    """Return images of a million bytes each, twenty in a block."""
+
+    def take(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"image": np.ones((len(batch["id"]), 1_000_000), np.uint8)}
+
+    return ray.data.range(rows, override_num_blocks=max(1, rows // 20)).map_batches(take)
+
+
+def measure(batch: dict[str, np.ndarray]) -> dict[str, list[int]]:
+    """Return the number of images, and nothing else."""
+    return {"images": [len(batch["image"])]}
+
+
+def spilled_so_far() -> int:
+    """Return the bytes that the cluster wrote to disk since its start because object stores were full.
+
+    `stats()` of any run has them as text: `Cluster memory: Spilled to disk`.
+    """
+    return int(ray.data.range(1, override_num_blocks=1).materialize().get_stats_summary().global_bytes_spilled)
+
+
+# --8<-- [end:spilled]
+
+
+# --8<-- [start:bounded]
+class Bounded:
+    """Convert images in a process that may take `more_bytes` beyond what it has."""
+
+    def __init__(self, more_bytes: int) -> None:
+        now = psutil.Process().memory_info().vms
+        resource.setrlimit(resource.RLIMIT_AS, (now + more_bytes, resource.RLIM_INFINITY))
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[float]]:
+        """Return the mean of the batch, by way of eight bytes for each of its own."""
+        return {"mean": [float(batch["image"].astype(np.float64).mean())]}
+
+
+def convert(batch_size: int, more_bytes: int = 200_000_000) -> str:
+    """Convert 40 images in batches and return how many batches came out, or the reason why none did."""
+    converted = photographs(40).map_batches(
+        Bounded,
+        fn_constructor_args=[more_bytes],
+        batch_size=batch_size,
+        num_cpus=0.5,  # not what the read reserves: the actor converts, and makes nothing
+        compute=ray.data.ActorPoolStrategy(size=1),
+    )
+    try:
+        return f"{len(converted.take_all())} batches"
+    except ray.exceptions.RayTaskError as error:
+        return next(line for line in str(error).splitlines() if "MemoryError: " in line)
+
+
+# --8<-- [end:bounded]
+
+
+# --8<-- [start:reserve]
+class Hog:
+    """Say what memory this actor reserved, after it has taken 50 million bytes."""
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[float]]:
+        """Return `reserved` and `taken`, both in bytes."""
+        taken = np.ones(50_000_000, np.uint8)
+        reserved = ray.get_runtime_context().get_assigned_resources().get("memory", 0)
+        return {"reserved": [float(reserved)], "taken": [float(taken.nbytes)]}
+
+
+def reserve(memory: float) -> dict[str, float]:
+    """Return what an actor reserved by `memory=`, and what it took."""
+    pool = ray.data.ActorPoolStrategy(size=1)
+    source = ray.data.range(1, override_num_blocks=1)
+    (row,) = source.map_batches(Hog, compute=pool, memory=memory, num_cpus=0.5).take_all()
+    return dict(row)
+
+
+# --8<-- [end:reserve]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print what readers of one array grow by, and return the exit status."""
+    parser = Parser(prog="python -m snippets.architecture.memory", description=__doc__)
+    parser.add_argument("--readers", type=positive, default=4, help="processes that read (default: 4)")
+    parser.add_argument("--bytes", type=positive, default=50_000_000, help="bytes of the array")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    options = parser.parse_args(arguments)
+    with connection():
+        report = {
+            "read": growth(options.readers, options.bytes),
+            "written": growth(options.readers, options.bytes, write=True),
+        }
+    lines = [json.dumps(report)] if options.json else [f"{name:10}{value}" for name, value in report.items()]
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    from snippets.architecture import memory as module
+
+    sys.exit(module.main())

@@ -1,0 +1,232 @@
+"""What a stream takes at 1, 4 and 16 times the data: peak memory, peak object store, and the first row's time."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from snippets.benchmark.figures import INNER, MARGIN, PAGE, Palette, _at, _svg, _text
+from snippets.benchmark.formats import count, factor, gigabytes, median, seconds, with_range
+from snippets.benchmark.harness import rotate, say
+from snippets.benchmark.processes import ask
+from snippets.benchmark.provenance import read_hardware, read_provenance
+from snippets.benchmark.results import FIELDS, FOLDER, NUMBER, SCHEMA, check_fields, load_json, write_json
+from snippets.benchmark.summary import Round, Spread, ratio, spread
+from snippets.benchmark.tables import format_table
+from snippets.command import Parser, positive
+
+STREAMING = FOLDER / "streaming.json"
+RUNS = {  # name -> what it is called, times the data, and whether it is materialized first
+    "1x": ("streamed", 1, False),
+    "4x": ("streamed, 4 times the data", 4, False),
+    "16x": ("streamed, 16 times the data", 16, False),
+    "materialized": ("materialized first", 1, True),
+}
+MEASURED = ("seconds", "first_row_seconds", "reads_before_first", "peak_memory_bytes", "peak_store_bytes")
+STREAM_FIELDS = {
+    **{key: FIELDS[key] for key in ("schema", "complete", "provenance", "rounds")},
+    "blocks": dict,
+    "in_flight": int,
+    "wait_s": NUMBER,
+    "timeline": list,
+}
+RUN_FIELDS = {"rows": int, **{key: NUMBER for key in MEASURED}}
+
+
+def ask_for_stream(request: dict[str, Any]) -> dict[str, Any]:
+    """Return what a process of its own answers, which `streaming_runs` is."""
+    return ask(request, module="snippets.benchmark.streaming_runs")
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """What to measure: `blocks` at 1x, of which `in_flight` may wait, for a model that takes `wait_s` a block."""
+
+    blocks: int
+    in_flight: int
+    wait_s: float
+    rounds: int
+    ask: Callable[[dict[str, Any]], dict[str, Any]] = ask_for_stream
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where the smallest run is too small to fill what may be in flight."""
+        if self.blocks < 4 * self.in_flight:
+            raise ValueError(
+                f"The smallest run needs at least {4 * self.in_flight} blocks, four times those in flight."
+            )
+
+
+def measure_streams(plan: StreamPlan, provenance: dict[str, Any], output: Path) -> dict[str, Any]:
+    """Run the streams in turn, write the file after each round, and return what is in it.
+
+    Whatever ends the measuring early, the rounds that were finished are in the file, with `complete` false.
+    """
+    measured: dict[str, Any] = {
+        "schema": SCHEMA,
+        "complete": False,
+        "provenance": provenance,
+        "blocks": {name: plan.blocks * times for name, (_, times, _) in RUNS.items()},
+        "in_flight": plan.in_flight,
+        "wait_s": plan.wait_s,
+        "timeline": [],
+        "rounds": [],
+    }
+    for index in range(plan.rounds):
+        order, runs = rotate(list(RUNS), index), {}
+        for name in order:
+            say(f"round {index + 1} of {plan.rounds}: {name}")
+            runs[name] = plan.ask(
+                {
+                    "kind": "stream",
+                    "blocks": measured["blocks"][name],
+                    "in_flight": plan.in_flight,
+                    "wait_s": plan.wait_s,
+                    "materialize": RUNS[name][2],
+                    "with_timeline": name == "1x",
+                }
+            )
+        timelines = {name: run.pop("timeline") for name, run in runs.items()}
+        measured["timeline"] = measured["timeline"] or timelines["1x"]
+        measured["rounds"].append({"order": order, "runs": {name: runs[name] for name in RUNS}})
+        measured["complete"] = index + 1 == plan.rounds
+        check_streams(measured)
+        write_json(output, measured)
+    return measured
+
+
+def check_streams(results: Any) -> None:
+    """Raise ValueError, with what is wrong, unless all keys are there and each run is one that there is."""
+    check_fields("", results, STREAM_FIELDS)
+    if results["schema"] != SCHEMA:
+        raise ValueError(f"has the schema {results['schema']}, and this code reads {SCHEMA}.")
+    if not results["rounds"]:
+        raise ValueError("has no rounds.")
+    for index, one in enumerate(results["rounds"]):
+        check_fields(f"rounds[{index}].", one, {"order": list, "runs": {name: RUN_FIELDS for name in RUNS}})
+
+
+def load_streams(path: Path = STREAMING) -> dict[str, Any]:
+    """Return the results in a file. Raises ValueError, with a sentence, where it is not what was measured."""
+    return load_json(path, check_streams)
+
+
+def summarize_streams(results: dict[str, Any]) -> dict[str, dict[str, Spread | None]]:
+    """Return the spreads of each run over the rounds, and its memory, store and first row over those of 1x."""
+    rounds: list[Round] = results["rounds"]
+
+    def over_rounds(value: Callable[[Round], float | None]) -> Spread | None:
+        return spread([value(one) for one in rounds])
+
+    def of_run(name: str) -> dict[str, Spread | None]:
+        found = {key: over_rounds(lambda one, key=key: one["runs"][name][key]) for key in MEASURED}  # type: ignore[misc]
+        for key, measured in (
+            ("memory_over_1x", "peak_memory_bytes"),
+            ("store_over_1x", "peak_store_bytes"),
+            ("first_row_over_1x", "first_row_seconds"),
+        ):
+            found[key] = over_rounds(
+                lambda one, measured=measured: ratio(one["runs"][name][measured], one["runs"]["1x"][measured])  # type: ignore[misc]
+            )
+        return found
+
+    return {name: of_run(name) for name in RUNS}
+
+
+def streams_table(results: dict[str, Any]) -> str:
+    """Return a row a run: blocks, peak memory and object store, over 1x, and the first row."""
+    rows = [
+        [
+            RUNS[name][0],
+            count(results["blocks"][name]),
+            median(found["peak_memory_bytes"], gigabytes),
+            with_range(found["memory_over_1x"], factor),
+            median(found["peak_store_bytes"], gigabytes),
+            with_range(found["store_over_1x"], factor),
+            median(found["first_row_seconds"], seconds),
+            median(found["reads_before_first"], count),
+        ]
+        for name, found in summarize_streams(results).items()
+    ]
+    head = ["run", "blocks", "peak memory, GB", "over 1x", "peak object store, GB", "over 1x", "first row, s"]
+    return format_table([*head, "blocks read before it"], rows)
+
+
+def streams_numbers(results: dict[str, Any]) -> dict[str, str]:
+    """Return the numbers that pages include, by the name of their section."""
+    found = summarize_streams(results)
+    return {
+        "memory-16x": median(found["16x"]["memory_over_1x"], factor),
+        "store-16x": median(found["16x"]["store_over_1x"], factor),
+        "first-row-materialized": median(found["materialized"]["first_row_over_1x"], factor),
+    }
+
+
+def draw_stream(results: dict[str, Any], colours: Palette = PAGE) -> str:
+    """Return a lane for each worker of the first run at 1x: when it read, and when it was the model."""
+    rows = results["timeline"]
+    fills = {"read": colours.c, "model": colours.a}
+    lanes = sorted({(row["operator"], row["worker"]) for row in rows}, key=lambda lane: (lane[0] == "model", lane))
+    longest = max(row["ended_s"] for row in rows)
+    scale, y, shapes = INNER / longest, 4.0, []
+    for operator, worker in lanes:
+        shapes.append(f'<rect x="{MARGIN}" y="{y:g}" width="{INNER}" height="16" fill="{colours.fill}"/>')
+        boxes = [
+            f"M{_at(row['began_s'] * scale)} {y:g}h{max(0.3, (row['ended_s'] - row['began_s']) * scale):.2f}v16"
+            f"H{_at(row['began_s'] * scale)}z"
+            for row in rows
+            if (row["operator"], row["worker"]) == (operator, worker)
+        ]
+        shapes.append(f'<path d="{"".join(boxes)}" fill="{fills[operator]}"/>')
+        y += 20
+    shapes.append(f'<path d="M{MARGIN} {y:g} h{INNER}" stroke="{colours.line}" stroke-width="1"/>')
+    shapes.append(_text(MARGIN, y + 18, "0 s", colours))
+    shapes.append(_text(MARGIN + INNER, y + 18, f"{seconds(longest)} s", colours, 'text-anchor="end"'))
+    for index, (operator, fill) in enumerate(fills.items()):
+        x = MARGIN + 212 * index
+        shapes.append(f'<rect x="{x}" y="{y + 30:g}" width="20" height="16" fill="{fill}"/>')
+        shapes.append(_text(x + 28, y + 43, operator, colours))
+    counts = {operator: sum(lane == operator for lane, _ in lanes) for operator in fills}
+    said = f"{counts['read']} workers read and {counts['model']} are the model, for {seconds(longest)} s."
+    return _svg("streaming", "Which operator ran when on which worker", said, int(y + 56), shapes)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure the streams and write the file; return 1 where a run failed, 2 for input that cannot be used."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = Parser(prog="python -m snippets.benchmark.streaming", description=__doc__)
+    add = parser.add_argument
+    add("--rounds", type=positive, help="default: 3, and 1 with --quick")
+    add("--output", type=Path, help="default: docs/assets/results/streaming.json, which is rendered too")
+    add("--quick", action="store_true", help="few blocks and a model that waits less: for tests; needs --output")
+    options = parser.parse_args(arguments)
+    if options.quick and options.output is None:
+        parser.error("--quick needs --output, for its results are none to publish")
+    output = options.output or STREAMING
+    what = "blocks of 1 MiB, made in memory"
+    provenance = read_provenance(read_hardware(), what, "a timed wait", arguments, "snippets.benchmark.streaming")
+    plan = (
+        StreamPlan(8, 2, 0.005, options.rounds or 1)
+        if options.quick
+        else StreamPlan(256, 32, 0.02, options.rounds or 3)
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    try:
+        measure_streams(plan, provenance, output)
+    except RuntimeError as error:  # the rounds before it are in the file
+        parser.exit(1, f"{error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, f"Interrupted: {output} holds the rounds that were finished, if there were any.\n")
+    if output.resolve() == STREAMING:
+        from snippets.benchmark import render
+
+        render.write_all()
+    sys.stderr.write(f"Written: {output}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

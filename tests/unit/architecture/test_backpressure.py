@@ -1,0 +1,213 @@
+"""Reads wait for a slow model, each operator has bytes of its own, and a pool with every CPU ends in an error."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import ray
+from ray.data import ActorPoolStrategy
+from ray.data.exceptions import ExecutionTimeoutError
+from ray.util.annotations import RayDeprecationWarning
+
+from snippets.architecture import backpressure
+from snippets.architecture.backpressure import (
+    Account,
+    account,
+    cpus_left,
+    held_images,
+    hold_back,
+    limits_of,
+    queued,
+    resize_pool,
+    run_pool,
+    share_cluster,
+    wait_until,
+    while_running,
+)
+from snippets.architecture.streaming import (
+    BLOCK_BYTES,
+    SETTLED_STEPS,
+    Gate,
+    Ledger,
+    Watched,
+    load_images,
+    start_actor,
+    watch_executor,
+)
+
+if TYPE_CHECKING:
+    from tests.ray_cluster import RayCluster
+
+BLOCKS, IN_FLIGHT = 24, 8
+
+
+def test_without_a_limit_all_blocks_are_read_before_the_model_has_done_one(connected: RayCluster) -> None:
+    (_, reads, model), looks = hold_back(BLOCKS, float("inf"))
+    assert (reads.finished, model.finished) == (BLOCKS, 0)
+    assert reads.queued + model.submitted == BLOCKS
+    assert reads.limit_bytes == ray.cluster_resources()["object_store_memory"] / 2
+    most = max(seen["ReadRange->MapBatches(read)"] for seen in queued(looks))
+    assert most >= reads.queued
+    assert queued(looks)[-1]["ReadRange->MapBatches(read)"] == 0
+    assert (looks[-1][1].finished, looks[-1][2].finished) == (BLOCKS, BLOCKS)
+
+
+def test_with_one_the_reads_wait_and_each_operator_keeps_a_quarter_of_it(connected: RayCluster) -> None:
+    (_, reads, model), looks = hold_back(BLOCKS, IN_FLIGHT)
+    limit = IN_FLIGHT * BLOCK_BYTES
+    assert reads.is_held_back
+    assert 0 < reads.submitted <= IN_FLIGHT
+    assert reads.limit_bytes == model.limit_bytes == limit
+    # Half of the limit is reserved, in equal parts, and a block's header may go beyond.
+    assert reads.reserved_bytes == pytest.approx(limit / 4, rel=0.01)
+    assert model.reserved_bytes == pytest.approx(limit / 4, rel=0.01)
+    assert reads.budget_bytes < BLOCK_BYTES < limit - model.reserved_bytes
+    assert model.budget_bytes > 0 == model.used_bytes  # what is its own nobody has taken
+    assert (looks[-1][1].finished, looks[-1][2].finished) == (BLOCKS, BLOCKS)
+
+
+def test_three_operators_keep_a_sixth_each(connected: RayCluster) -> None:
+    gate = start_actor(Gate)
+    images = load_images(BLOCKS, start_actor(Ledger), 16)  # so that a sixth is more than one task needs
+    behind = backpressure.classify_behind([gate], images, ActorPoolStrategy(size=1))
+    behind = behind.map_batches(lambda batch: batch, num_cpus=0.5)
+    with while_running(behind) as watched:
+        seen = wait_until(watched, lambda seen: seen[1].finished > 0 and seen[1].is_held_back, SETTLED_STEPS)
+        ray.get(gate.open.remote())
+    assert [one.reserved_bytes * 6 for one in seen[1:]] == pytest.approx([16 * BLOCK_BYTES] * 3, rel=0.01)
+
+
+def test_limits_are_copied_and_not_changed_in_place(connected: RayCluster) -> None:
+    limits = ray.data.range(1).context.execution_options.resource_limits
+    with pytest.raises(AttributeError, match="no setter"):
+        limits.object_store_memory = 1
+    assert limits.copy(object_store_memory=1).object_store_memory == 1
+
+
+def test_a_dataset_without_a_cpu_to_itself_runs_all_the_same(connected: RayCluster) -> None:
+    rows = ray.data.range(4, override_num_blocks=4).map_batches(lambda batch: batch)
+    options = rows.context.execution_options
+    options.resource_limits = options.resource_limits.copy(cpu=0)
+    watched = watch_executor(rows, account)
+    assert len(rows.take_all()) == 4
+    assert max(seen[1].limit_cpus for seen in watched.looks) == 0
+    assert max(seen[1].submitted - seen[1].finished for seen in watched.looks) == 1
+
+
+def test_a_pool_grows_from_175_tasks_in_100_actors_and_shrinks_at_50() -> None:
+    config = ray.data.DataContext().autoscaling_config
+    assert config.actor_pool_util_upscaling_threshold == 1.75
+    assert config.actor_pool_util_downscaling_threshold == 0.5
+
+
+def test_a_pool_grows_while_its_batches_wait_and_shrinks_when_nothing_does(connected: RayCluster) -> None:
+    assert resize_pool(most=3) == (3, 1)
+
+
+def test_a_pool_of_one_size_stays(connected: RayCluster) -> None:
+    assert resize_pool(most=1, blocks=4) == (1, 1)
+
+
+def test_what_is_excluded_is_not_used_and_the_option_is_deprecated(connected: RayCluster) -> None:
+    def hold(batch: dict[str, Any], gate: Any) -> dict[str, Any]:
+        ray.get(gate.go_through.remote())
+        return batch
+
+    gate, cpus = start_actor(Gate), ray.cluster_resources()["CPU"]
+    rows = ray.data.range(8, override_num_blocks=8).map_batches(hold, fn_kwargs={"gate": gate})
+    options = rows.context.execution_options
+    with pytest.warns(RayDeprecationWarning, match=r"exclude_resources.*label_selector"):
+        options.exclude_resources = options.exclude_resources.copy(cpu=cpus - 2)
+    with while_running(rows) as watched:
+        assert limits_of(watched)[0] == 2
+        ray.get(gate.wait_for.remote(2), timeout=120)
+        seen = wait_until(watched, lambda seen: seen[1].is_held_back, SETTLED_STEPS)
+        assert (seen[1].submitted, ray.get(gate.wait_for.remote(2))) == (2, 2)
+        ray.get(gate.open.remote())
+
+
+def test_two_datasets_have_half_of_each_node_each_and_whole_cpus(connected: RayCluster) -> None:
+    cpus = [node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"]]
+    alone, beside, after = share_cluster()
+    half_of_the_store = ray.cluster_resources()["object_store_memory"] / 2
+    assert alone == after == (sum(cpus), half_of_the_store)
+    assert beside == (sum(each // 2 for each in cpus), half_of_the_store / 2)
+    assert beside[0] < sum(cpus) / 2  # a node of one CPU is nobody's
+
+
+OTHER_JOB = """
+import ray
+ray.init(log_to_driver=False, namespace="two-jobs")
+gate = ray.get_actor("gate")
+def hold(batch):
+    ray.get(gate.go_through.remote())
+    return batch
+ray.data.DataContext.get_current().enable_progress_bars = False
+ray.data.range(1).map_batches(hold).materialize()
+"""
+
+
+def test_so_have_the_datasets_of_two_jobs(connected: RayCluster) -> None:
+    own = start_actor(Gate)
+    gate = ray.remote(num_cpus=0)(Gate).options(name="gate", namespace="two-jobs").remote()
+    with while_running(held_images(own)) as watched:
+        alone = limits_of(watched)
+        other = subprocess.Popen([sys.executable, "-c", OTHER_JOB], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            ray.get(gate.wait_for.remote(1), timeout=120)
+            assert limits_of(watched, lambda of: of.limit_bytes < alone[1])[1] == alone[1] / 2
+        finally:
+            ray.get(gate.open.remote())
+            other.communicate(timeout=120)
+        assert limits_of(watched, lambda of: of.limit_bytes > alone[1] / 2) == alone
+        ray.get(own.open.remote())
+
+
+def test_a_pool_that_holds_every_cpu_ends_in_an_error_and_one_that_leaves_one_in_rows(
+    connected: RayCluster,
+) -> None:
+    cpus = int(ray.cluster_resources()["CPU"])
+    assert (cpus_left(cpus, 1), cpus_left(cpus - 1, 1), cpus_left(cpus, 0)) == (0, 1, cpus)
+    began = time.monotonic()
+    with pytest.raises(ExecutionTimeoutError, match="no progress for at least 3s"):
+        run_pool(ActorPoolStrategy(size=cpus), num_cpus=1, no_progress_timeout_s=3)
+    assert time.monotonic() - began >= 3  # that long it had to wait
+    assert run_pool(ActorPoolStrategy(size=cpus - 1), num_cpus=1, no_progress_timeout_s=120) == 16
+    assert run_pool(ActorPoolStrategy(min_size=1, max_size=cpus), num_cpus=1, no_progress_timeout_s=120) == 16
+
+
+def test_what_fails_in_a_run_is_raised_after_the_block(connected: RayCluster) -> None:
+    def fail(batch: dict[str, Any]) -> dict[str, Any]:
+        raise ValueError("no image")
+
+    with (
+        pytest.raises(ray.exceptions.RayError, match="no image"),
+        while_running(ray.data.range(1).map_batches(fail)),
+    ):
+        pass
+
+
+def test_waiting_for_what_does_not_come_ends() -> None:
+    for watched in (Watched(), Watched([[]]), Watched([[1]], unchanged_steps=4)):
+        with pytest.raises(TimeoutError, match="did not come to look like that"):
+            wait_until(watched, lambda seen: True, steps=5, timeout_s=0.02)
+    assert wait_until(Watched([[1]], unchanged_steps=5), lambda seen: True, steps=5, timeout_s=5) == [1]
+
+
+def test_the_command_prints_the_accounts(
+    connected: RayCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ray, "init", lambda **_: None)  # connected already
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    assert backpressure.main(["--blocks", "4", "--json"]) == 0
+    accounts = [Account(**row) for row in json.loads(capsys.readouterr().out)]
+    assert [one.operator for one in accounts] == ["ReadRange->MapBatches(read)", "MapBatches(GatedModel)"]
+    assert [one.actors for one in accounts] == [0, 1]
+    with pytest.raises(SystemExit, match="2"):
+        backpressure.main(["--in-flight", "0"])
+    assert "must be a whole number of at least 1, not 0" in capsys.readouterr().err

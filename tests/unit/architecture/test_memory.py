@@ -1,0 +1,95 @@
+"""Readers share what lies in the object store, writers and objects do not, and what is full says so."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+from ray.data.exceptions import ExecutionTimeoutError
+
+from snippets.architecture.memory import (
+    convert,
+    growth,
+    main,
+    measure,
+    photographs,
+    reserve,
+    spilled_so_far,
+    where,
+)
+from tests.ray_cluster import OBJECT_STORE_BYTES, WORKERS, RayCluster
+
+SIZE = 40_000_000
+
+
+@pytest.fixture(autouse=True)
+def context(connected: RayCluster) -> Iterator[Any]:
+    """The defaults, on the cluster; a test may change them."""
+    before, context = ray.data.DataContext.get_current(), ray.data.DataContext()
+    context.enable_progress_bars = False
+    ray.data.DataContext._set_current(context)
+    yield context
+    ray.data.DataContext._set_current(before)
+
+
+def test_readers_share_an_array_and_writers_do_not() -> None:
+    read, written = growth(3, SIZE), growth(3, SIZE, write=True)
+    assert read["unique"] < SIZE / 10
+    assert SIZE / 2 < read["proportional"] < 1.1 * SIZE  # the store's own process maps it too
+    assert 2.9 * SIZE < written["unique"] < 3.5 * SIZE
+
+
+@pytest.mark.parametrize(
+    ("column", "options", "copies"),
+    [
+        ("pixels", {}, (0, 0.1)),
+        ("pixels", {"batch_size": 64}, (0, 0.1)),
+        ("pixels", {"batch_size": 64, "zero_copy_batch": False}, (0.9, 2.3)),
+        ("file", {}, (0.9, 1.3)),
+        ("thing", {}, (0.9, 1.3)),
+    ],
+)
+def test_numbers_stay_in_the_store_and_objects_are_copied(
+    column: str, options: dict[str, Any], copies: tuple[float, float]
+) -> None:
+    found = where(column, **options)
+    least, most = copies
+    assert least * 64e6 <= found["grown"] <= most * 64e6
+    if column == "pixels":
+        assert found["writeable"] == ("zero_copy_batch" in options)
+
+
+def test_kept_images_spill_and_images_that_pass_do_not() -> None:
+    images = 900
+    assert images * 1_000_000 >= (1 + WORKERS) * OBJECT_STORE_BYTES
+    before = spilled_so_far()
+    passed = photographs(images).map_batches(measure, num_cpus=0.5).materialize()
+    assert spilled_so_far() == before
+    assert passed.sum("images") == images
+    kept = photographs(images).materialize()
+    assert spilled_so_far() > before
+    assert kept.count() == images
+
+
+def test_a_bounded_process_says_what_it_could_not_allocate_and_smaller_batches_fit() -> None:
+    reason = convert(batch_size=40)
+    assert "MemoryError: Unable to allocate" in reason
+    assert "shape (40, 1000000) and data type float64" in reason
+    assert convert(batch_size=5) == "8 batches"
+
+
+def test_memory_is_reserved_not_bounded_and_more_than_a_node_has_waits(context: Any) -> None:
+    assert reserve(memory=1e6) == {"reserved": 1e6, "taken": 5e7}
+    context.execution_no_progress_timeout_s = 3
+    with pytest.raises(ExecutionTimeoutError, match="no progress"):
+        reserve(memory=1e12)
+
+
+def test_the_command_measures(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--readers", "1", "--bytes", "8000000", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["read"]["unique"] < 4e6 < 7e6 < report["written"]["unique"]
+    with pytest.raises(SystemExit) as exited:
+        main(["--readers", "0"])
+    assert exited.value.code == 2
