@@ -77,9 +77,9 @@ def run_module(name: str, arguments: Sequence[str] | None = None) -> NoReturn:
             raise
         sys.exit(fail(sentence))
     if options.json:
-        sys.stdout.write(json.dumps(report) + "\n")
+        sys.stdout.write(json.dumps(report, default=str) + "\n")
     else:
-        sys.stdout.write(format_report(report, rows))
+        sys.stdout.write(format_report({name: of for name, of in report.items() if name != "found"}, rows))
     sys.exit(0)
 
 
@@ -137,7 +137,7 @@ def run(
     """Run a module's pipeline and return the report that `--json` prints, and the rows that `consume` kept.
 
     The report: `rows` that came out, `errors` (those that carry one), `files_skipped` (without an image suffix),
-    what `Recording.report` adds, and `versions`.
+    what `Recording.report` adds, and `versions`; `found`, the rows of a module that answers with a list.
     """
     from snippets.checkpoint import check_checkpoint
     from snippets.fundamentals.dataset import list_images
@@ -163,7 +163,8 @@ def run(
             handler.addFilter(_is_no_error)  # the run ends in one sentence; Ray's log file has the traceback
     with recording(**ray_options()) as record:
         configure_data_context(progress_bars=not options.json)
-        rows, errors, first = consume(module.run(options))
+        result = module.run(options)
+        rows, errors, first = consume(result)
     ray.shutdown()
     versions = {name: importlib.metadata.version(name) for name in VERSIONS}
     report = {
@@ -173,6 +174,8 @@ def run(
         **record.report(),
         "versions": {"python": platform.python_version(), **versions},
     }
+    if isinstance(result, list):  # a few rows that are the answer, and not the rows of a dataset
+        report["found"] = result
     return report, first
 
 

@@ -49,7 +49,8 @@ class RayCluster:
         self._cluster: Cluster | None = None
         try:
             # In TMPDIR the dashboard's processes leave folders of their own, when they are killed.
-            environment = {**self.client_environment, "TMPDIR": self._folder}
+            # Where OMP_NUM_THREADS is set, Ray leaves it alone.
+            environment = {**self.client_environment, "TMPDIR": self._folder, "OMP_NUM_THREADS": None}
             with _environment(environment), _folder(self._folder), _signal_handler():
                 self.address = self._start(gpus_per_worker, dashboard)
         except BaseException:
@@ -91,17 +92,22 @@ class RayCluster:
 
 
 @contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
+def _environment(variables: dict[str, str | None]) -> Iterator[None]:
     outer = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
+    _set(variables)
     try:
         yield
     finally:
-        for name, value in outer.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        _set(outer)
+
+
+def _set(variables: dict[str, str | None]) -> None:
+    """Set environment variables, or take away those without a value."""
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @contextmanager

@@ -106,7 +106,7 @@ def account(executor: Any, operator: Any) -> Account:
 
 
 # --8<-- [start:while_running]
-TIMEOUT_S = 120  # for the executor to come to look as is waited for
+TIMEOUT_S = 240  # for the executor to come to look so: a dataset that ended without a word counts for 180 s
 
 
 @contextmanager
@@ -130,7 +130,7 @@ def while_running(dataset: ray.data.Dataset) -> Iterator[Watched]:
 
 
 def wait_until(
-    watched: Watched, is_so: Callable[[list[Account]], bool], steps: int = 0, timeout_s: float = 120
+    watched: Watched, is_so: Callable[[list[Account]], bool], steps: int = 0, timeout_s: float = TIMEOUT_S
 ) -> Any:
     """Return the accounts once they are so, and have not changed for so many steps. Raises `TimeoutError`."""
     deadline = time.monotonic() + timeout_s
@@ -174,10 +174,10 @@ def queued(looks: list[list[Account]]) -> list[dict[str, int]]:
 
 
 # --8<-- [start:resize_pool]
-def resize_pool(most: int, blocks: int = 12) -> tuple[int, int]:
-    """Run an elastic pool; return its actors while all its batches are held, and while that of one block is."""
+def resize_pool(most: int, least: int = 1, blocks: int = 12) -> tuple[int, int]:
+    """Run a pool; return its actors while all its batches are held, and while that of one block is."""
     gate, last_gate = start_actor(Gate), start_actor(Gate)
-    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most)
+    pool = ray.data.ActorPoolStrategy(min_size=least, max_size=most)
     images = load_images(blocks, start_actor(Ledger))
     with while_running(classify_behind([gate, last_gate, blocks - 1], images, pool)) as watched:
         grown = ray.get(gate.wait_for.remote(most), timeout=TIMEOUT_S)  # as many actors hold a batch each
@@ -208,13 +208,18 @@ def held_images(gate: Any) -> ray.data.Dataset:
 def share_cluster() -> list[tuple[float, float]]:
     """Return the limits of a dataset alone, beside another, and after that has ended."""
     gate, other_gate = start_actor(Gate), start_actor(Gate)
+    half: float = ray.cluster_resources()["object_store_memory"] / 2
+
+    def is_alone(of: Account) -> bool:
+        return abs(of.limit_bytes - half) < 1
+
     with while_running(held_images(gate)) as watched:
-        alone = limits_of(watched)
+        alone = limits_of(watched, is_alone)
         with while_running(held_images(other_gate)) as other:
             limits_of(other)
             beside = limits_of(watched, lambda of: of.limit_bytes < alone[1])
             ray.get(other_gate.open.remote())
-        after = limits_of(watched, lambda of: of.limit_bytes > beside[1])
+        after = limits_of(watched, is_alone)
         ray.get(gate.open.remote())
     return [alone, beside, after]
 
@@ -222,17 +227,17 @@ def share_cluster() -> list[tuple[float, float]]:
 # --8<-- [end:limits]
 
 
-# --8<-- [start:run_pool]
-def run_pool(pool: Any, num_cpus: float, no_progress_timeout_s: float) -> int:
-    """Return the rows that come out of a pool of models that wait for nothing.
+# --8<-- [start:feed_pool]
+def feed_pool(pool: Any, num_cpus: float, no_progress_timeout_s: float) -> ray.data.Dataset:
+    """Return 16 images in 4 blocks, before a pool of models that wait for nothing.
 
-    Raises `ray.data.exceptions.ExecutionTimeoutError` where nothing has moved for so long.
+    It raises `ray.data.exceptions.ExecutionTimeoutError` where nothing has moved for so long.
     """
     gate = start_actor(Gate)
     ray.get(gate.open.remote())
     rows = classify_behind([gate], load_images(4, start_actor(Ledger)), pool, num_cpus)
     rows.context.execution_no_progress_timeout_s = no_progress_timeout_s
-    return len(rows.take_all())
+    return rows
 
 
 def cpus_left(actors: int, num_cpus: float) -> float:
@@ -240,7 +245,7 @@ def cpus_left(actors: int, num_cpus: float) -> float:
     return float(ray.cluster_resources()["CPU"]) - actors * num_cpus
 
 
-# --8<-- [end:run_pool]
+# --8<-- [end:feed_pool]
 
 
 def run(options: Any) -> list[dict[str, Any]]:

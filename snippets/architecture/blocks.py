@@ -131,7 +131,7 @@ def forms(rows: int = 64, side: int = 224) -> dict[str, int]:
 def many_files(folder: str, files: int, file_bytes: int = 100) -> dict[str, dict[str, int]]:
     """Write the same rows as `files` small files and as one Parquet file, and count what reading each takes.
 
-    `opened` files in `tasks` that read, which make `blocks`. The folder must be one that all nodes see.
+    `files` in `tasks` that read, which make `blocks`. The folder must be one that all nodes see.
     """
     small, shard = Path(folder, "small"), Path(folder, "shard")
     small.mkdir()
@@ -143,7 +143,7 @@ def many_files(folder: str, files: int, file_bytes: int = 100) -> dict[str, dict
         executed = read(str(Path(folder, name))).materialize()
         stats = executed.get_stats_summary().operators_stats[-1]
         counted[name] = {
-            "opened": len([*Path(folder, name).iterdir()]),
+            "files": len([*Path(folder, name).iterdir()]),
             "tasks": int(stats.task_rows.count),
             "blocks": executed.num_blocks(),
             "rows": executed.count(),

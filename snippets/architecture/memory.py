@@ -108,13 +108,16 @@ def where(column: str, rows: int = 64, **options: Any) -> dict[str, Any]:
 
 
 # --8<-- [start:spilled]
-def photographs(rows: int) -> ray.data.Dataset:
-    """Return images of a million bytes each, twenty in a block."""
+def photographs(rows: int, in_flight_bytes: float = float("inf")) -> ray.data.Dataset:
+    """Return images of a million bytes each, twenty in a block; so many bytes may lie in the object store."""
 
     def take(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"image": np.ones((len(batch["id"]), 1_000_000), np.uint8)}
 
-    return ray.data.range(rows, override_num_blocks=max(1, rows // 20)).map_batches(take)
+    images = ray.data.range(rows, override_num_blocks=max(1, rows // 20)).map_batches(take)
+    options = images.context.execution_options
+    options.resource_limits = options.resource_limits.copy(object_store_memory=in_flight_bytes)
+    return images
 
 
 def measure(batch: dict[str, np.ndarray]) -> dict[str, list[int]]:
@@ -135,9 +138,10 @@ def spilled_so_far() -> int:
 
 # --8<-- [start:bounded]
 class Bounded:
-    """Convert images in a process that may take `more_bytes` beyond what it has."""
+    """Convert images in a process that may take `more_bytes` beyond what it has. Linux only."""
 
     def __init__(self, more_bytes: int) -> None:
+        ray.get(ray.put(np.ones(1 << 20, np.uint8)))  # maps the node's whole store, which counts too
         now = psutil.Process().memory_info().vms
         resource.setrlimit(resource.RLIMIT_AS, (now + more_bytes, resource.RLIM_INFINITY))
 
@@ -146,9 +150,9 @@ class Bounded:
         return {"mean": [float(batch["image"].astype(np.float64).mean())]}
 
 
-def convert(batch_size: int, more_bytes: int = 200_000_000) -> str:
-    """Convert 40 images in batches and return how many batches came out, or the reason why none did."""
-    converted = photographs(40).map_batches(
+def convert(batch_size: int, more_bytes: int = 1_000_000_000) -> str:
+    """Convert 200 images in batches and return how many batches came out, or the reason why none did."""
+    converted = photographs(200).map_batches(
         Bounded,
         fn_constructor_args=[more_bytes],
         batch_size=batch_size,

@@ -92,6 +92,7 @@ class Model:
 
 RULES = {
     "fits": "fits",
+    "sort": "1 kinds, behind a sort",
     "kind": "1 kinds",
     "size": "2 sizes",
     "rows": "3 rows",
@@ -100,7 +101,7 @@ RULES = {
 }
 
 # Each line is evaluated as it stands, with `rows` (64 ids in 4 blocks), `pool` (one actor), `files` and `folder`.
-# The word before it is the rule that decides about the last two steps.
+# The word before it is the rule that decides about the last two steps; `fits` and `sort` join them.
 CHAINS = """
 fits         rows.map(by_row)
 fits         rows.filter(keep)
@@ -137,7 +138,7 @@ kind         rows.limit(8).map_batches(by_batch)
 fits         rows.map_batches(by_batch).random_shuffle()
 fits         rows.map_batches(by_batch).repartition(8, shuffle=True)
 kind         rows.map_batches(by_batch).repartition(8)
-fits         rows.sort("id").map_batches(by_batch)
+sort         rows.sort("id").map_batches(by_batch)
 fits         rows.map_batches(by_batch, batch_size=16).repartition(target_num_rows_per_block=12)
 fits         rows.map_batches(by_batch, batch_size=16).repartition(target_num_rows_per_block=8, strict=True)
 repartition  rows.map_batches(by_batch, batch_size=16).repartition(target_num_rows_per_block=12, strict=True)

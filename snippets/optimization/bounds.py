@@ -40,7 +40,7 @@ class Stage:
 
 
 def bound(stages: Sequence[Stage]) -> float:
-    """Return the images per second that no pipeline of these stages can exceed.
+    """Return the images per second that no pipeline of stages at these rates can exceed.
 
     Stages on the same hardware take turns, so their times add up; of several kinds of hardware the slowest
     sets the pace; and what comes before adds its own time. Raises `ValueError` for a rate that is not positive.

@@ -72,16 +72,20 @@ class Run:
 
 
 # --8<-- [start:seconds]
+ROUNDING = 1e-9  # of CPUs that add up
+
+
 def seconds(run: Run, costs: Costs) -> float:
     """Return what a run should take: the slower of its two stages, or their sum where the same workers do both.
 
     A batch is padded to its full size, so a partial one costs as much. Infinite where nothing can run.
     """
-    if run.workers * run.worker_cpus + run.task_cpus > run.cpus:
+    if run.workers * run.worker_cpus + run.task_cpus > run.cpus + ROUNDING:
         return math.inf
     passes = run.calls * (costs.pass_s + run.batch_size * costs.item_s)
     store = run.seen * run.row_bytes * costs.store_s
-    model = (run.loads * costs.load_s + passes + store) / max(1, run.at_work)
+    again = max(0, run.loads - run.workers) / max(1, run.at_work)  # a pool's own loads are at the same time
+    model = (min(1, run.loads) + again) * costs.load_s + (passes + store) / max(1, run.at_work)
     decode = run.seen * costs.decode_s
     if run.decode_tasks is None:
         return model + decode / max(1, run.at_work)
@@ -100,8 +104,12 @@ def blocks_to_share(run: Run) -> int:
 def leave_a_cpu(run: Run, costs: Costs) -> Run:
     """The pool holds every CPU, and no task can read: fewer actors, or a smaller reservation."""
     free = max(0, run.cpus - run.task_cpus)
-    workers = int(free / run.worker_cpus) if run.worker_cpus else run.workers
-    return replace(run, workers=min(run.workers, workers))
+    if run.workers * run.worker_cpus <= free:
+        return run
+    workers = math.floor(free / run.worker_cpus + ROUNDING)
+    if workers < 1:
+        return replace(run, workers=1, worker_cpus=free, at_work=min(run.at_work, 1))
+    return replace(run, workers=workers, at_work=min(run.at_work, workers))
 
 
 def run_once(run: Run, costs: Costs) -> Run:
@@ -113,7 +121,7 @@ def run_once(run: Run, costs: Costs) -> Run:
 
 def load_once(run: Run, costs: Costs) -> Run:
     """Models are loaded in calls: load in the constructor of a class."""
-    return replace(run, loads=min(run.loads, run.at_work))
+    return replace(run, loads=min(run.loads, run.workers))
 
 
 def smaller_batches(run: Run, costs: Costs) -> Run:
@@ -208,9 +216,12 @@ def recommend(run: Run, costs: Costs) -> Recommendation:
     """Return the change that gains most, the first of several; else the stage whose own code must get faster.
 
     The gain of the last kind is the limit: what the whole would gain if that stage took no time.
-    Raises `ValueError` where a run has seen no row, unless it could not start, or counts what cannot be.
+    Raises `ValueError` where a run has seen no row, unless it could not start, or counts what cannot be, or
+    where a decode task reserves more than there is.
     """
     check_counts(rows=run.rows, batch_size=run.batch_size, blocks=run.blocks, workers=run.workers)
+    if run.task_cpus > run.cpus:
+        raise ValueError(f"A decode task reserves {run.task_cpus:g} CPUs, and there are {run.cpus:g}.")
     now = seconds(run, costs)
     if math.isfinite(now) and min(run.rows, run.seen, run.calls) < 1:
         raise ValueError("A run that has seen no row has nothing to decide from.")
@@ -428,6 +439,7 @@ def apply(pipeline: Pipeline, recommendation: Recommendation) -> Pipeline:
         blocks=expected.blocks,
         batch_size=expected.batch_size,
         workers=expected.workers,
+        worker_cpus=expected.worker_cpus,
         decode_tasks=expected.decode_tasks,
         dtype="uint8" if recommendation.change == "send_bytes" else pipeline.dtype,
         load_in_call=pipeline.load_in_call and recommendation.change != "load_once",

@@ -150,10 +150,17 @@ def build_once(key: dict[str, Any], build: Callable[[Path], None], folder: str =
 
 
 def build_engine(
-    model: str, artefact: str = "float32", calibration: Calibration | None = None, folder: str = ENGINE_FOLDER
+    model: str,
+    artefact: str = "float32",
+    calibration: Calibration | None = None,
+    folder: str = ENGINE_FOLDER,
+    key: dict[str, Any] | None = None,
 ) -> Built:
-    """Return the `float32` or the `int8` artefact of a checkpoint, built if this machine has none yet."""
-    key = engine_key(model, artefact, calibration)
+    """Return the `float32` or the `int8` artefact of a checkpoint, built if this machine has none yet.
+
+    With a `key` that was computed elsewhere, what builds need not be installed where the artefact is there.
+    """
+    key = key or engine_key(model, artefact, calibration)
     if artefact == "float32":
         return build_once(key, lambda path: export_network(model, path), folder)
     assert calibration is not None  # or there were no key

@@ -9,12 +9,11 @@ from snippets.fundamentals.actor_pool import (
     Pool,
     Preprocessing,
     decode_image,
-    load_preprocessing,
     plan_pool,
 )
 from snippets.optimization.production_parts import Job, Parts, account, plan_job, write_part
 from snippets.optimization.production_settings import load_settings
-from snippets.optimization.run_record import RunRecord, check_output, put_json
+from snippets.optimization.run_record import EXIT_STATUS, RunRecord, check_output, put_json
 
 # isort: split
 # --8<-- [start:imports]
@@ -26,8 +25,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from queue import Empty, SimpleQueue
+from contextlib import contextmanager, suppress
+from queue import Empty, Full, Queue
 from typing import Any
 
 import numpy as np
@@ -74,12 +73,12 @@ def decode_within(
 
 
 # --8<-- [start:build_pipeline]
-def build_pipeline(job: Job, ids: Sequence[str], to: Preprocessing, pool: Pool) -> ray.data.Dataset:
+def build_pipeline(job: Job, ids: Sequence[str], pool: Pool) -> ray.data.Dataset:
     """Return `id`, `label`, `score` and `error` for each id, in any order.
 
     The job's classifier takes the arguments of part 1's `Classifier`, and returns the table that it returns.
     """
-    settings, use_gpu = job.settings, pool.num_gpus > 0
+    settings, to, use_gpu = job.settings, job.to, pool.num_gpus > 0
     batch_size = settings.batch_size or (64 if use_gpu else 16)
     batches = min(8 if use_gpu else 2, max(1, len(ids) // (4 * pool.actors * batch_size)))
     blocks = math.ceil(len(ids) / (batches * batch_size))
@@ -101,6 +100,7 @@ def build_pipeline(job: Job, ids: Sequence[str], to: Preprocessing, pool: Pool) 
             runtime_env={"env_vars": KEEP_FREED_MEMORY},
         )
     )
+    results.context.execution_no_progress_timeout_s = settings.no_progress_timeout_s
     options = results.context.execution_options
     in_flight = BLOCKS_IN_FLIGHT * pool.actors * batches * batch_size * to.crop * to.crop * 3
     options.resource_limits = options.resource_limits.copy(object_store_memory=in_flight)
@@ -112,12 +112,12 @@ def build_pipeline(job: Job, ids: Sequence[str], to: Preprocessing, pool: Pool) 
 
 # --8<-- [start:stop]
 @contextmanager
-def on_sigterm() -> Iterator[threading.Event]:
-    """Yield an event that SIGTERM sets, instead of ending the process.
+def on_sigterm(stop: threading.Event | None = None) -> Iterator[threading.Event]:
+    """Yield an event, a new one or the one given, that SIGTERM sets, instead of ending the process.
 
     Call it after `ray.init()`, which sets a handler of its own.
     """
-    stop = threading.Event()
+    stop = stop or threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
         yield stop
@@ -127,19 +127,25 @@ def on_sigterm() -> Iterator[threading.Event]:
 
 def arrivals(results: ray.data.Dataset, look_every_s: float = 0.2) -> Iterator[pa.Table | None]:
     """Yield tables of rows as they come, and None where none does, so that nobody waits who should stop."""
-    queue: SimpleQueue[pa.Table | BaseException | None] = SimpleQueue()
+    queue: Queue[pa.Table | BaseException | None] = Queue(maxsize=8)
     gone = threading.Event()
+
+    def give(came: pa.Table | BaseException | None) -> None:
+        while not gone.is_set():
+            with suppress(Full):
+                queue.put(came, timeout=look_every_s)
+                return
 
     def take() -> None:
         try:
             # To prefetch would hold rows back until there are more.
             for table in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                queue.put(table)
+                give(table)
                 if gone.is_set():
                     return
-            queue.put(None)
+            give(None)
         except BaseException as error:
-            queue.put(error)
+            give(error)
 
     threading.Thread(target=take, name="arrivals", daemon=True).start()
     try:
@@ -162,8 +168,8 @@ def arrivals(results: ray.data.Dataset, look_every_s: float = 0.2) -> Iterator[p
 
 
 # --8<-- [start:run_job]
-def run_job(job: Job) -> dict[str, Any]:
-    """Do what is not done yet; return the run's record, whose `status` is `complete` or `stopped`.
+def run_job(job: Job, stop: threading.Event | None = None) -> dict[str, Any]:
+    """Do what is not done yet; return the run's record, whose `status` is `complete`, or `stopped` after `stop`.
 
     Raises what ended the run otherwise, after the record says so; what is finished then stays finished.
     """
@@ -171,33 +177,42 @@ def run_job(job: Job) -> dict[str, Any]:
         put_json(job.output, f"{job.path}/job.json", job.identity)
     asked = {"settings": job.settings.model_dump(), "job": job.identity}
     record = RunRecord(job.output, job.path, asked)
-    before = job.finished()
-    counts = {"rows": job.rows, "parts": len(job.parts), "parts_before": len(before), "parts_written": 0}
+    counts = {"rows": job.rows, "parts": len(job.parts), "parts_before": 0, "parts_written": 0}
     try:
-        with on_sigterm() as stop:
+        with on_sigterm(stop) as stop:
+            before = job.finished()
+            counts["parts_before"] = len(before)
             todo = {number: ids for number, ids in enumerate(job.parts) if number not in before}
-            if not todo or finish(job, todo, record.run_id, counts, stop):
+            if not todo or finish(job, todo, job.dead_letters(before), record.run_id, counts, stop):
                 counts |= account(job)
                 check_share(job, counts["dead_letters"])
                 return record.end("complete", counts)
             return record.end("stopped", counts)
     except BaseException as error:
-        record.end("failed", counts, f"{type(error).__name__}: {error}")
+        with suppress(Exception):  # where no record can be written, raise what came first
+            record.end("failed", counts, f"{type(error).__name__}: {error}")
         raise
 
 
 def finish(
     job: Job,
     todo: dict[int, list[str]],
+    dead: int,
     run_id: str,
     counts: dict[str, int],
     stop: threading.Event,
 ) -> bool:
-    """Write the parts that are left. Return False where `stop` came first; the parts in hand are then written."""
+    """Write the parts that are left. Return False where `stop` came first; the parts in hand are then written.
+
+    `dead` counts the dead letters of the parts before, so that a job does not begin anew with its share.
+    """
+    check_share(job, dead)
+    if stop.is_set():
+        return False
     ids = [id for part in todo.values() for id in part]
     pool = plan_pool(job.settings.actors, job.settings.num_gpus)
-    results = build_pipeline(job, ids, load_preprocessing(job.model), pool)
-    parts, dead = Parts(todo), 0
+    results = build_pipeline(job, ids, pool)
+    parts = Parts(todo)
     in_hand: set[int] | None = None
     deadline = math.inf
     for table in arrivals(results):
@@ -239,6 +254,11 @@ def describe_plan(job: Job) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None, classifier: type = Classifier) -> int:
     """Run the command; return its exit status: 0 complete, 1 failed, 2 refused, 75 stopped by SIGTERM."""
+    with on_sigterm() as stop:  # from here to the end, also while Ray starts and ends
+        return _main(arguments, classifier, stop)
+
+
+def _main(arguments: Sequence[str] | None, classifier: type, stop: threading.Event) -> int:
     import json
 
     from snippets.checkpoint import check_checkpoint
@@ -266,14 +286,23 @@ def main(arguments: Sequence[str] | None = None, classifier: type = Classifier) 
     if is_dry:
         report = describe_plan(job)
     else:
-        ray.init(**ray_options())
-        configure_data_context(progress_bars=not as_json)
+        handler = signal.getsignal(signal.SIGTERM)
         try:
-            report = run_job(job)
+            ray.init(**ray_options())
+            signal.signal(signal.SIGTERM, handler)
+            configure_data_context(progress_bars=not as_json)
+            try:
+                plan_pool(settings.actors, settings.num_gpus)
+            except ValueError as error:
+                return fail(str(error))
+            report = run_job(job, stop)
+        except SystemExit:  # what Ray's own handler makes of SIGTERM while Ray starts
+            return EXIT_STATUS["stopped"]
         except Exception as error:
             sys.stderr.write((explain(error) or str(error)).rstrip() + "\n")
             return 1
         finally:
+            signal.signal(signal.SIGTERM, handler)
             ray.shutdown()
     sys.stdout.write(json.dumps(report) + "\n" if as_json else format_report(report, []))
     return int(report.get("exit_status", 0))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from snippets.fundamentals.actor_pool import Preprocessing, load_preprocessing
 from snippets.fundamentals.dataset import list_images, look_up, open_filesystem
 from snippets.optimization.production_settings import Settings
 from snippets.optimization.run_record import check_output, digest_ids, pin_checkpoint, put, put_json
 
 # isort: split
 # --8<-- [start:imports]
+import json
 import posixpath
 import re
 from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -65,6 +69,7 @@ class Job:
     settings: Settings
     classifier: type
     model: str  # pinned to a commit
+    to: Preprocessing  # what its checkpoint asks for
     images: fs.FileSystem
     root: str  # of the ids, in `images`
     output: fs.FileSystem
@@ -83,6 +88,16 @@ class Job:
         names = [re.fullmatch(r"part=(\d+)\.json", file.base_name) for file in self.output.get_file_info(records)]
         return {int(name[1]) for name in names if name}
 
+    def dead_letters(self, finished: Iterable[int]) -> int:
+        """Return how many dead letters the records of these parts count."""
+
+        def read(number: int) -> int:
+            with self.output.open_input_stream(f"{self.path}/records/part={number:05}.json") as stream:
+                return int(json.loads(stream.readall())["dead_letters"])
+
+        with ThreadPoolExecutor(16) as threads:
+            return sum(threads.map(read, finished))
+
 
 def plan_job(settings: Settings, classifier: type) -> Job:
     """Read the manifest, pin the checkpoint, cut parts. Nothing is written, and Ray is not needed.
@@ -91,8 +106,11 @@ def plan_job(settings: Settings, classifier: type) -> Job:
     """
     ids = read_manifest(settings.manifest, settings.limit)
     images, root = open_filesystem(settings.images or settings.manifest.rpartition("/")[0])
+    if look_up(images, root).type == fs.FileType.NotFound:
+        raise FileNotFoundError(f"There are no images at {root}.")
     output, path = open_filesystem(settings.output)
     checkpoint = pin_checkpoint(settings.model)
+    to = load_preprocessing(checkpoint.pinned)
     identity = {
         "manifest": digest_ids(ids),
         "images": root,
@@ -102,7 +120,7 @@ def plan_job(settings: Settings, classifier: type) -> Job:
     }
     check_output(output, path, identity)
     parts = [ids[start : start + settings.part_rows] for start in range(0, len(ids), settings.part_rows)]
-    return Job(settings, classifier, checkpoint.pinned, images, root, output, path, parts, identity)
+    return Job(settings, classifier, checkpoint.pinned, to, images, root, output, path, parts, identity)
 
 
 # --8<-- [end:plan_job]
@@ -165,7 +183,10 @@ def write_part(job: Job, number: int, rows: pa.Table, run_id: str) -> tuple[int,
 
 # --8<-- [start:account]
 def account(job: Job) -> dict[str, int]:
-    """Count `results` and `dead_letters` in the files. Raises `RuntimeError` unless each id is there once."""
+    """Count `results` and `dead_letters` in the files. Raises `RuntimeError` unless each id is there once.
+
+    Its sentence names an id, and the records to remove so that the next run writes those parts anew.
+    """
     found: Counter[str] = Counter()
     counts = {}
     for kind, column in (("results", "id"), ("dead_letters", "path")):
@@ -173,14 +194,17 @@ def account(job: Job) -> dict[str, int]:
         ids = files.to_table(columns=[column])[column].to_pylist()
         found.update(ids)
         counts[kind] = len(ids)
-    wanted = {id for part in job.parts for id in part}
+    wanted = {id: number for number, ids in enumerate(job.parts) for id in ids}
     wrong = {
-        "missing": len(wanted - found.keys()),
-        "more than once": sum(rows > 1 for rows in found.values()),
-        "not in the manifest": len(found.keys() - wanted),
+        "missing": wanted.keys() - found.keys(),
+        "more than once": {id for id, rows in found.items() if rows > 1},
+        "not in the manifest": found.keys() - wanted.keys(),
     }
     if any(wrong.values()):
-        text = ", ".join(f"{ids} ids {what}" for what, ids in wrong.items())
+        text = ", ".join(f"{len(ids)} ids {what}" for what, ids in wrong.items())
+        if mine := sorted({(wanted[id], id) for ids in wrong.values() for id in ids if id in wanted}):
+            records = dict.fromkeys(f"records/part={number:05}.json" for number, _ in mine)
+            text += f", such as {mine[0][1]} of part {mine[0][0]}; remove {', '.join(records)} to do it again"
         raise RuntimeError(f"The counts of {job.path} do not add up: {text}.")
     return counts
 

@@ -34,6 +34,7 @@ class Settings(BaseModel):
     max_pixels: int = Field(default=50_000_000, gt=0)  # of a decoded one
     max_dead_share: float = Field(default=0.01, ge=0, le=1)  # of the rows; more dead letters end the run
     stop_within_s: float = Field(default=20, gt=0, le=25)  # for parts in hand, after SIGTERM
+    no_progress_timeout_s: float = Field(default=600, gt=0)  # of no row at all: more than the model takes to load
     batch_size: int | None = Field(default=None, gt=0)
     actors: int | None = Field(default=None, gt=0)
     num_gpus: float | None = Field(default=None, ge=0)

@@ -66,6 +66,11 @@ class Door:
         return self.most
 
 
+def answer(asked: Any) -> Any:
+    """Wait for an answer and hold the CPUs: in `ray.get` a task would lend them to others meanwhile."""
+    return asked.future().result()
+
+
 def one_node() -> dict[str, Any]:
     """Return the live node with the most CPUs."""
     return dict(max((n for n in ray.nodes() if n["Alive"]), key=lambda node: node["Resources"].get("CPU", 0)))
@@ -85,10 +90,12 @@ def most_at_once(tasks: int, meet: int = 1, **reservation: float) -> int:
     door = ray.remote(num_cpus=0)(Door).remote(meet)
 
     def stay() -> int:
-        ray.get(door.enter.remote())
-        while not ray.get(door.is_open.remote()):
+        answer(door.enter.remote())
+        if meet == 1:
+            time.sleep(0.3)  # long enough for others to enter, if they could
+        while not answer(door.is_open.remote()):
             time.sleep(0.05)
-        return int(ray.get(door.leave.remote()))
+        return int(answer(door.leave.remote()))
 
     task = on_one_node(stay, **{"num_cpus": 0, **reservation})
     return int(max(ray.get([task.remote() for _ in range(tasks)])))
@@ -179,21 +186,24 @@ def make_forward() -> Callable[[], None]:
 
 
 # --8<-- [start:try]
-def try_reservation(work: Callable[[], Any], num_cpus: float, tasks: int = 8, calls: int = 4) -> dict[str, float]:
-    """Run tasks with this reservation on one node, each of which calls `work` so many times.
+def try_reservation(
+    work: Callable[[], Any], num_cpus: float, tasks: int | None = None, calls: int = 4
+) -> dict[str, float]:
+    """Run tasks with this reservation on one node, four for each of its CPUs; each calls `work` so many times.
 
-    Returns how many ran `at_once`, calls a second as `rate`, the CPU seconds of a call as `cpu_s`, and the share
-    of its time in which a task did not compute as `idle`.
+    Returns how many ran `at_once`, calls a second as `rate`, the CPU seconds of a call as `cpu_s`, which are those
+    of the calling thread, and the share of its time in which a task did not compute as `idle`.
     """
+    tasks = tasks or 4 * max(1, int(one_node()["Resources"].get("CPU", 1)))
     door = ray.remote(num_cpus=0)(Door).remote()
 
     def call() -> tuple[float, float, int]:
-        ray.get(door.enter.remote())
+        answer(door.enter.remote())
         wall_s, cpu_s = time.perf_counter(), time.thread_time()  # not what Ray's own threads compute
         for _ in range(calls):
             work()
         wall_s, cpu_s = time.perf_counter() - wall_s, time.thread_time() - cpu_s
-        return wall_s, cpu_s, ray.get(door.leave.remote())
+        return wall_s, cpu_s, answer(door.leave.remote())
 
     task = on_one_node(call, num_cpus=num_cpus)
     ray.get([task.remote() for _ in range(tasks)])  # starts the processes

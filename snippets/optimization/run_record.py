@@ -14,6 +14,7 @@ import os
 import platform
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,12 +35,16 @@ def put(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
     if isinstance(filesystem, fs.LocalFileSystem):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")  # readers skip names with a dot in front
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        # Readers skip names with a dot in front. Two containers may have processes of one number.
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
     else:
         with filesystem.open_output_stream(path) as stream:
             stream.write(content)
@@ -94,14 +99,19 @@ def digest_ids(ids: Sequence[str]) -> str:
 
 
 def check_output(filesystem: fs.FileSystem, path: str, identity: dict[str, Any]) -> bool:
-    """Return whether an output belongs to this job already. Raises `ValueError` where it is another's."""
-    if look_up(filesystem, f"{path}/job.json").type == fs.FileType.NotFound:
+    """Return whether an output belongs to this job already. Raises `ValueError` where it is another's.
+
+    Half of a `job.json` with nothing beside it, of an upload that was cut, belongs to nobody.
+    """
+    written = None
+    if look_up(filesystem, f"{path}/job.json").type != fs.FileType.NotFound:
+        with filesystem.open_input_stream(f"{path}/job.json") as stream, suppress(ValueError):
+            written = json.loads(stream.readall())
+    if written is None:
         there = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-        if any(not file.base_name.startswith(".") for file in there):
+        if any(not file.base_name.startswith(".") and file.base_name != "job.json" for file in there):
             raise ValueError(f"There is something at {path} that no job of this pipeline wrote.")
         return False
-    with filesystem.open_input_stream(f"{path}/job.json") as stream:
-        written = json.loads(stream.readall())
     changed = sorted(name for name in identity if written.get(name) != identity[name])
     if changed:
         raise ValueError(f"The output {path} is of a job with another {', '.join(changed)}: use a new one.")
@@ -116,7 +126,7 @@ EXIT_STATUS = {"complete": 0, "failed": 1, "stopped": 75}  # 2: refused, nothing
 
 
 class RunRecord:
-    """What a run was asked and did, in `runs/ID.json`. One that was killed says `running` for ever."""
+    """What a run did, in `runs/ID.json`. One that was killed, or could not write, says `running` for ever."""
 
     def __init__(self, filesystem: fs.FileSystem, path: str, asked: dict[str, Any]) -> None:
         began = datetime.now(UTC)

@@ -110,8 +110,9 @@ def measure_in_processes(
 def interval(rates: Sequence[float], confidence: float = 0.9) -> tuple[float, float, float]:
     """Return the narrowest pair of repeats that holds the true median with `confidence`, and how sure that is.
 
-    Repeats k and n + 1 - k in order of size do so with 1 - 2 P(X < k), X binomial with n and 1/2, whatever the
-    distribution (https://docs.scipy.org/doc/scipy/reference/generated/scipy.stats.quantile_test.html). Fewer than
+    Repeats k and n + 1 - k in order of size do so with 1 - 2 P(X < k), X binomial with n and 1/2, if repeats are
+    independent, whatever their distribution
+    (https://docs.scipy.org/doc/scipy/reference/generated/scipy.stats.quantile_test.html). Fewer than
     five repeats cannot: the pair is then the lowest and the highest, and what is returned less than 0.9.
     """
     ordered, n = sorted(rates), len(rates)
@@ -131,8 +132,9 @@ def interval(rates: Sequence[float], confidence: float = 0.9) -> tuple[float, fl
 class Choice:
     """The best candidate, the share of throughput it may lose against another, and how sure that is.
 
-    `may_lose` compares the low end of its interval with the highest end of the others'; `confidence` is that of
-    the less certain of the two. `sure` is a loss of no more than twice the tolerance at 0.9.
+    `may_lose` compares the low end of its interval with the highest end of the others': with each median in its
+    interval, it loses no more. `confidence` is that of the less certain of the two intervals. `sure` is a loss of
+    no more than twice the tolerance, with intervals at 0.9.
     """
 
     best: int

@@ -330,7 +330,7 @@ def format_tuning(name: str, tuning: Tuning) -> str:
         lines.append(f"{row['candidate']:>12}{measured}")
     choice = tuning.choice
     sure = "sure" if choice.sure else "not sure"
-    loss = f"at {choice.confidence:.0%} it loses no more than {choice.may_lose:.0%}"
+    loss = f"with each median in its {choice.confidence:.0%} interval, it loses at most {choice.may_lose:.0%}"
     lines.append(f"{choice.best} is the choice, {sure}: {loss}. Ended: {tuning.stopped}.")
     return "\n".join(lines) + "\n"
 

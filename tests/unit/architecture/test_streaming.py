@@ -68,7 +68,16 @@ def test_without_a_limit_they_run_further_ahead(connected: RayCluster) -> None:
     batches = iter(images.iter_batches(batch_size=None))
     next(batches)
     ray.get(ledger.wait_for.remote("read", 24))  # the store of the cluster has room for all
-    assert watched.looks[-1][-1].submitted == 24
+    wait_until_seen(watched, lambda reads: reads.submitted == 24)
+    assert sum(1 for _ in batches) == 23
+
+
+def wait_until_seen(watched: Watched, is_so: Callable[[Any], bool]) -> None:
+    """Return once the last operator looked like that. The executor looks a moment after what it did."""
+    deadline = time.monotonic() + 240  # a dataset that ended without a word counts for 180 s
+    while not (watched.looks and is_so(watched.looks[-1][-1])):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_half_of_the_object_store_is_the_default_limit(connected: RayCluster) -> None:
@@ -79,11 +88,8 @@ def test_half_of_the_object_store_is_the_default_limit(connected: RayCluster) ->
     watched = watch_executor(images := load_images(8, start_actor(Ledger), gate=gate, held=7), limit)
     batches = iter(images.iter_batches(batch_size=None))
     next(batches)  # which waits for a block or two more than the first: the iterator fetches ahead
-    deadline = time.monotonic() + 60
-    while not any(seen[-1] for seen in watched.looks):  # the executor learns what there is a moment after it began
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    assert watched.looks[-1][-1] == ray.cluster_resources()["object_store_memory"] / 2
+    half = ray.cluster_resources()["object_store_memory"] / 2
+    wait_until_seen(watched, lambda seen: seen == half)  # the executor learns it a moment after it began
     ray.get(gate.open.remote())
     assert sum(1 for _ in batches) == 7
 
@@ -129,6 +135,17 @@ def test_a_count_runs_what_changes_rows_and_nothing_else(connected: RayCluster) 
     for times in (1, 2):
         assert images.count() == BLOCKS * ROWS
         assert len(ray.get(ledger.blocks.remote("read"))) == times * BLOCKS
+
+
+def test_a_count_after_steps_that_keep_the_rows_runs_nothing(connected: RayCluster) -> None:
+    def fail(rows: dict[str, Any]) -> dict[str, Any]:
+        raise AssertionError("executed")
+
+    rows = ray.data.range(BLOCKS, override_num_blocks=2)
+    assert rows.map(fail).count() == BLOCKS
+    assert rows.map_batches(fail, udf_modifying_row_count=False).count() == BLOCKS
+    with pytest.raises(ray.exceptions.RayError, match="executed"):
+        rows.map_batches(fail).count()
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not list a process's memory")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -176,9 +179,18 @@ class FakeNetworkOnGpu(FakeNetwork):
 
 
 def test_each_stage_is_measured_in_all_processes_of_a_node_at_once(
-    connected: RayCluster, sample_set: Samples, monkeypatch: pytest.MonkeyPatch
+    connected: RayCluster, sample_set: Samples, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(bounds, "Hand", FakeHand)
+    class Meeting(FakeHand):
+        def read(self, filesystem: Any, paths: list[str]) -> float:
+            (tmp_path / f"entered-{os.getpid()}").touch()
+            deadline = time.monotonic() + 120
+            while len([*tmp_path.glob("entered-*")]) < 2:  # one after the other they would not meet
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            return float(len(paths))
+
+    monkeypatch.setattr(bounds, "Hand", Meeting)
     monkeypatch.setattr(bounds, "Network", FakeNetwork)
     listed = len(list_images(str(sample_set.images))[1])
     told: list[str] = []

@@ -97,7 +97,7 @@ def test_a_balanced_pipeline_gets_no_verdict(connected: RayCluster, first: str, 
 @variants
 def test_decode_bound(connected: RayCluster, first: str, second: str, factor: int) -> None:
     with observing() as seen:
-        pipeline(costing(first, 0.04), actor_costing(second, 0.001), 64 * factor).materialize()
+        pipeline(costing(first, 0.15 / factor), actor_costing(second, 0.001), 64 * factor).materialize()
     assert verdicts(seen) == [("decode-bound", f"ReadRange->MapBatches({first})")]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +15,8 @@ from pyarrow import fs
 from snippets.command import build_parser
 from snippets.fundamentals import stepwise
 from snippets.fundamentals.actor_pool import Classifier, decode, decode_image, load_preprocessing
-from snippets.optimization import ladder
-from snippets.optimization.engines import BATCH_SIZE, ENGINES, Calibration
+from snippets.optimization import engines, ladder
+from snippets.optimization.engines import BATCH_SIZE, ENGINES, Calibration, build_engine, engine_key
 from snippets.optimization.ladder import (
     RUNGS,
     CompiledClassifier,
@@ -215,6 +217,43 @@ def test_the_pipeline_keeps_every_row_and_pytorchs_labels(
         {**decoded, "error": np.array(decoded["error"])}
     ).to_pylist()
     assert {row["id"]: row["label"] for row in expected} == {path: rows[path]["label"] for path in source[:-1]}
+
+
+def test_a_worker_finds_the_file_by_the_drivers_key_without_what_builds_it(
+    connected: RayCluster, sample_set: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = str(sample_set.model)
+    there = build_engine(model, folder=FOLDER)
+    key = engine_key(model, "float32")
+
+    class Told(CompiledClassifier):
+        def __init__(self, *given: Any) -> None:
+            self.key = given[-1]
+
+        def __call__(self, batch: dict[str, Any]) -> Any:
+            return {"key": [json.dumps(self.key)] * len(batch["id"])}
+
+    monkeypatch.setattr(ladder, "CompiledClassifier", Told)
+    [row] = classify_compiled(str(sample_set.images), model, 1, "openvino-float32", folder=FOLDER).take_all()
+    assert json.loads(row["key"]) == key
+
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert build_engine(model, folder=FOLDER, key=key) == engines.Built(there.path, None)
+    asked: list[Any] = []
+
+    def find(*given: Any) -> engines.Built:
+        asked.append(given)
+        return there
+
+    monkeypatch.setattr(ladder, "build_engine", find)
+    monkeypatch.setattr(ladder, "open_engine", lambda *_, **__: None)
+    CompiledClassifier(model, ENGINES["openvino-float32"], load_preprocessing(model), folder=FOLDER, key=key)
+    assert asked == [(model, "float32", None, FOLDER, key)]
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        build_engine(model, folder=FOLDER)
 
 
 def test_the_pipeline_is_the_pools_with_another_class(

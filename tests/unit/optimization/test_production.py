@@ -9,10 +9,14 @@ import os
 import re
 import signal
 import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from queue import Full, Queue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,15 +27,17 @@ import pytest
 import ray
 from pyarrow import fs
 
-from snippets.fundamentals.actor_pool import RESULT, Classifier, load_preprocessing
+from snippets.fundamentals.actor_pool import RESULT, Classifier, load_preprocessing, plan_pool
 from snippets.fundamentals.setup import configure_data_context
 from snippets.optimization import production
 from snippets.optimization.production import decode_within, run_job
-from snippets.optimization.production_parts import plan_job, read_manifest
+from snippets.optimization.production_parts import Job, plan_job, read_manifest
 from snippets.optimization.production_settings import Settings
+from snippets.optimization.run_record import RunRecord
 from tests.production_driver import (
     CORRUPT,
     DEAD,
+    DRIVER_S,
     IDS,
     PART_ROWS,
     PARTS,
@@ -102,7 +108,7 @@ def settings_for(inputs: Path, output: object, **more: Any) -> Settings:
 
 
 def wait_until(there: Callable[[], bool], driver: subprocess.Popen[str] | None = None) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + DRIVER_S
     while not there():
         assert driver is None or driver.poll() is None, driver.communicate()
         assert time.monotonic() < deadline
@@ -110,6 +116,7 @@ def wait_until(there: Callable[[], bool], driver: subprocess.Popen[str] | None =
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(5 * DRIVER_S)
 def test_a_driver_that_is_killed_three_times_leaves_every_row_once(run: Run, output: Output) -> None:
     check_resume(run, output, SEED)
 
@@ -128,6 +135,7 @@ def waiting(gates: Path) -> dict[str, int]:
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(5 * DRIVER_S)
 def test_sigterm_ends_a_run_after_the_parts_in_hand_or_in_time_without_them(
     run: Run, output: Output, inputs: Path, tmp_path: Path, connected_here: None
 ) -> None:
@@ -156,11 +164,17 @@ def test_sigterm_ends_a_run_after_the_parts_in_hand_or_in_time_without_them(
     driver = run.start(**variables)
     in_hand = half_a_part(driver)
     driver.send_signal(signal.SIGTERM)
-    while driver.poll() is None:  # the other half comes when it comes
-        for id in waiting(run.gates):
-            (run.gates / f"{id}.closed").unlink()
-        time.sleep(0.05)
-    status, printed, errors = run.finish(driver)
+
+    with ThreadPoolExecutor(1) as thread:
+        ending = thread.submit(run.finish, driver)
+
+        def has_ended() -> bool:
+            for id in waiting(run.gates):  # the other half comes when it comes
+                (run.gates / f"{id}.closed").unlink()
+            return ending.done()
+
+        wait_until(has_ended)
+        status, printed, errors = ending.result()
     record = json.loads(printed)
     assert (status, record["status"]) == (75, "stopped"), errors
     assert f"part={in_hand:05}" in output.parts("records")
@@ -178,21 +192,27 @@ def test_sigterm_ends_a_run_after_the_parts_in_hand_or_in_time_without_them(
 # Rows as they might come back, without a cluster
 
 
+def came(rows: Iterable[int], dead: Collection[int] = ()) -> pa.Table:
+    """Return rows as they come back, some with an error."""
+    rows = list(rows)
+    nothing = [None] * len(rows)
+    errors = ["OSError: broken" if row in dead else None for row in rows]
+    ids = [IDS[row] for row in rows]
+    return pa.table({"id": ids, "label": nothing, "score": nothing, "error": errors}, RESULT)
+
+
 @pytest.fixture
 def scripted(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Finish a job of six parts whose rows come back as told; an event is what happens then, such as SIGTERM."""
     monkeypatch.setattr(production, "plan_pool", lambda *_: None)
     monkeypatch.setattr(production, "build_pipeline", lambda *_: None)
 
-    def finish(events: list[list[int] | str], **more: Any) -> dict[str, Any]:
+    def finish(events: list[list[int] | str], dead: Collection[int] = (), **more: Any) -> dict[str, Any]:
         def arrivals(_: object) -> Iterator[pa.Table | None]:
             for event in events:
                 if event == "SIGTERM":
                     os.kill(os.getpid(), signal.SIGTERM)
-                rows = [] if isinstance(event, str) else [IDS[row] for row in event]
-                none = pa.nulls(len(rows), pa.string())
-                scores = pa.nulls(len(rows), pa.float32())
-                yield pa.table([rows, none, scores, none], RESULT) if rows else None
+                yield None if isinstance(event, str) else came(event, dead)
 
         monkeypatch.setattr(production, "arrivals", arrivals)
         return run_job(plan_job(settings_for(inputs, tmp_path / "output", limit=24, **more), Classifier))
@@ -255,9 +275,83 @@ def test_a_file_that_someone_removed_or_doubled_fails_the_run(
         scripted([])
     (file.parent / "copy.parquet").unlink()
     file.unlink()
-    with pytest.raises(RuntimeError, match="4 ids missing, 0 ids more than once, 0 ids not in the manifest"):
+    counts = "4 ids missing, 0 ids more than once, 0 ids not in the manifest"
+    with pytest.raises(RuntimeError, match=counts) as raised:
         scripted([])
-    assert output.statuses() == ["complete", "failed", "failed"]
+    advice = ", such as 08.png of part 2; remove records/part=00002.json to do it again."
+    assert str(raised.value).endswith(advice)
+    (tmp_path / "output" / "records" / "part=00002.json").unlink()
+    assert scripted([list(range(8, 12))])["counts"]["results"] == 24
+    assert output.statuses() == ["complete", "failed", "failed", "complete"]
+
+
+def test_dead_letters_of_earlier_runs_count(scripted: Callable[..., Any], output: Output) -> None:
+    too_many = r"3 of 24 rows have an error, and max_dead_share allows 2\."
+    with pytest.raises(RuntimeError, match=too_many):
+        scripted([list(range(4)), list(range(4, 8))], dead={0, 1, 4})
+    with pytest.raises(RuntimeError, match=too_many):
+        scripted([list(range(4, 8))], dead={4})
+    with pytest.raises(RuntimeError, match=r"2 of 24 rows have an error, and max_dead_share allows 1\."):
+        scripted([], max_dead_share=0.05)
+    assert output.parts("records") == output.parts("results") == {"part=00000"}
+
+
+def test_a_record_that_cannot_be_written_does_not_hide_what_ended_the_run(
+    scripted: Callable[..., Any], output: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(RunRecord, "end", end)
+    with pytest.raises(RuntimeError, match=r"01\.png came twice"):
+        scripted([[1, 1]])
+    assert output.statuses() == ["running"]
+
+
+def test_a_run_that_cannot_list_what_is_finished_has_failed(
+    scripted: Callable[..., Any], output: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finished(_: object) -> None:
+        raise OSError("gone")
+
+    monkeypatch.setattr(Job, "finished", finished)
+    with pytest.raises(OSError, match="gone"):
+        scripted([])
+    assert output.statuses() == ["failed"]
+
+
+def test_rows_wait_where_parts_are_written_more_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    waits = threading.Event()
+
+    class Watched(Queue[Any]):
+        def put(self, *arguments: Any, **options: Any) -> None:
+            try:
+                super().put(*arguments, **options)
+            except Full:
+                waits.set()
+                raise
+
+    class Results:
+        def iter_batches(self, **_: object) -> Iterator[int]:
+            for number in range(50):
+                made.append(number)
+                yield number
+            waits.set()
+
+    monkeypatch.setattr(production, "Queue", Watched)
+    others = set(threading.enumerate())
+    results: Any = Results()
+    rows: Any = production.arrivals(results, look_every_s=0.01)
+    while next(rows) is None:
+        pass
+    assert waits.wait(DRIVER_S)
+    assert len(made) <= 10  # one taken, eight in the queue, one in hand
+    rows.close()
+    for thread in set(threading.enumerate()) - others:
+        if thread.name == "arrivals":
+            thread.join(DRIVER_S)
+            assert not thread.is_alive()
 
 
 # Limits of an image
@@ -323,6 +417,7 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(
     [
         (["--manifest", "/nowhere.parquet"], "There is no manifest /nowhere.parquet."),
         (["--model", "/nowhere"], "There is no checkpoint folder /nowhere."),
+        (["--images", "/nowhere"], "There are no images at /nowhere."),
         (["--settings", "/nowhere.toml"], "The settings file /nowhere.toml cannot be read: No such file"),
         (["--limit", "0"], "argument --limit: must be a whole number of at least 1, not 0."),
     ],
@@ -345,7 +440,69 @@ def test_what_cannot_begin_is_refused_with_status_2_before_ray_starts(
     assert sentence in errors
 
 
+def test_a_pool_that_does_not_fit_is_refused_with_status_2_and_nothing_written(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}])
+    monkeypatch.setenv("PRODUCTION_ACTORS", "9")
+    assert production.main(run.options) == 2
+    output, errors = capsys.readouterr()
+    assert (output, len(errors.splitlines())) == ("", 1)
+    assert "does not fit into a cluster with 0 GPUs and 1 CPUs" in errors
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    ("moment", "status", "recorded"),
+    [
+        ("plan_job", 75, ["stopped"]),
+        ("init", 75, None),
+        ("plan_pool", 75, ["stopped"]),
+        ("shutdown", 0, ["complete"]),
+    ],
+)
+def test_sigterm_is_taken_from_the_first_line_to_the_last(
+    run: Run, output: Output, monkeypatch: pytest.MonkeyPatch, moment: str, status: int, recorded: list[str] | None
+) -> None:
+    def send(now: str) -> None:
+        if now == moment:
+            signal.raise_signal(signal.SIGTERM)
+
+    def init(**_: object) -> None:  # as Ray's
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+        send("init")
+
+    def plan(*arguments: Any) -> Job:
+        send("plan_job")
+        return plan_job(*arguments)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: send("shutdown"))
+    monkeypatch.setattr(production, "plan_job", plan)
+    monkeypatch.setattr(production, "plan_pool", lambda *_: send("plan_pool"))
+    monkeypatch.setattr(production, "build_pipeline", lambda *_: None)
+    monkeypatch.setattr(production, "arrivals", lambda _: iter([came(range(ROWS))]))
+    assert production.main(run.options) == status
+    assert signal.getsignal(signal.SIGTERM) == before
+    if recorded is None:
+        assert not output.parts("runs")
+    else:
+        assert output.statuses() == recorded
+
+
 # On the cluster, in this process
+
+
+@pytest.mark.cluster
+def test_how_long_a_run_may_make_no_progress_is_a_setting(
+    connected_here: None, inputs: Path, tmp_path: Path
+) -> None:
+    job = plan_job(settings_for(inputs, f"{tmp_path}/output", no_progress_timeout_s=7), make_stand_in())
+    results = production.build_pipeline(job, IDS, plan_pool(1))
+    assert results.context.execution_no_progress_timeout_s == 7
 
 
 @pytest.mark.cluster
@@ -369,7 +526,7 @@ def test_rows_that_ray_drops_silently_fail_the_run(
 def test_more_dead_letters_than_allowed_end_the_run_unwritten(
     connected_here: None, inputs: Path, output: Output, tmp_path: Path
 ) -> None:
-    settings = settings_for(inputs, f"{tmp_path}/output", images=f"{inputs}/elsewhere", max_dead_share=0.05)
+    settings = settings_for(inputs, f"{tmp_path}/output", images=f"{inputs}/checkpoint", max_dead_share=0.05)
     with pytest.raises(RuntimeError, match=r"4 of 48 rows have an error, and max_dead_share allows 2\."):
         run_job(plan_job(settings, make_stand_in()))
     assert not output.parts("results") | output.parts("records")
@@ -451,6 +608,7 @@ def kill_node(cluster: RayCluster, raylets: set[int]) -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(5 * DRIVER_S)
 def test_killing_an_actor_and_a_node_changes_no_row(
     cluster: RayCluster, connected_here: None, inputs: Path, output: Output, tmp_path: Path
 ) -> None:
@@ -465,8 +623,10 @@ def test_killing_an_actor_and_a_node_changes_no_row(
             first = set(waiting(gates).values())
             os.kill(min(first), signal.SIGKILL)
             wait_until(lambda: bool(set(waiting(gates).values()) - first))
-            alive = [pid for pid in waiting(gates).values() if psutil.pid_exists(pid)]
-            raylets = {psutil.Process(pid).ppid() for pid in alive}
+            raylets = set()
+            for pid in set(waiting(gates).values()) - {min(first)}:
+                with suppress(psutil.NoSuchProcess):
+                    raylets.add(psutil.Process(pid).ppid())
             kill_node(cluster, raylets)
             wait_until(lambda: sum(node["Alive"] for node in ray.nodes()) == 2)
         finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +99,11 @@ def test_a_part_that_is_done_again_leaves_nothing_of_the_first_try(
 def test_an_id_that_is_in_both_tables_or_unknown_fails_the_count(job: Job) -> None:
     write_part(job, 0, rows_of(job.parts[0]), "run")
     write_part(job, 1, rows_of(["z", "d"], dead=("d",)), "run")
-    with pytest.raises(RuntimeError, match="1 ids missing, 1 ids more than once, 1 ids not in the manifest"):
+    sentence = (
+        "1 ids missing, 1 ids more than once, 1 ids not in the manifest, such as d of part 0; "
+        "remove records/part=00000.json, records/part=00001.json to do it again."
+    )
+    with pytest.raises(RuntimeError, match=re.escape(sentence)):
         account(job)
 
 
@@ -108,7 +114,7 @@ def test_an_id_that_is_in_both_tables_or_unknown_fails_the_count(job: Job) -> No
         ({"part_rows": 2}, "part_rows"),
         ({"dtype": "bfloat16"}, "dtype"),
         ({"max_pixels": 5}, "max_pixels"),
-        ({"images": "/elsewhere"}, "images"),
+        ({"images": "/"}, "images"),
     ],
 )
 def test_an_output_is_of_one_job(job: Job, tmp_path: Path, changed: dict[str, Any], name: str) -> None:
@@ -132,6 +138,18 @@ def test_an_output_that_no_job_wrote_is_refused(job: Job, tmp_path: Path) -> Non
     plan_job(settings_for(tmp_path), make_stand_in())
     (tmp_path / "output" / "mine.txt").touch()
     with pytest.raises(ValueError, match=r"There is something at .* that no job of this pipeline wrote"):
+        plan_job(settings_for(tmp_path), make_stand_in())
+
+
+def test_where_there_are_no_images_no_job_is_planned(job: Job, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="There are no images at /nowhere"):
+        plan_job(settings_for(tmp_path, images="/nowhere"), make_stand_in())
+
+
+def test_a_checkpoint_with_other_steps_is_refused_when_the_job_is_planned(job: Job, tmp_path: Path) -> None:
+    file = tmp_path / "checkpoint" / "preprocessor_config.json"
+    file.write_text(json.dumps({"size": {"height": 8, "width": 8}}))
+    with pytest.raises(ValueError, match="asks for other steps than a resize by crop_pct"):
         plan_job(settings_for(tmp_path), make_stand_in())
 
 

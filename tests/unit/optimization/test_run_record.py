@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,8 @@ import pyarrow.dataset as pads
 import pytest
 from pyarrow import fs
 
-from snippets.optimization.run_record import Checkpoint, RunRecord, pin_checkpoint, put
+from snippets.optimization.run_record import Checkpoint, RunRecord, check_output, pin_checkpoint, put
+from tests.page_rendering import ROOT
 from tests.production_driver import write_checkpoint
 
 LOCAL = fs.LocalFileSystem()
@@ -30,9 +34,35 @@ def test_a_write_that_is_interrupted_leaves_what_was_there(
     with pytest.raises(OSError, match="full"):
         put(LOCAL, str(path), b"second")
     assert path.read_bytes() == b"first"
+    assert list(path.parent.iterdir()) == [path]
     monkeypatch.undo()
     put(LOCAL, str(path), b"third")
     assert path.read_bytes() == b"third"
+
+
+KILLED = """
+import os, signal, sys
+from pyarrow import fs
+from snippets.optimization.run_record import put
+os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+put(fs.LocalFileSystem(), sys.argv[1], b"half")
+"""
+
+
+def test_a_process_that_is_killed_in_a_write_leaves_no_file_of_that_name(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", KILLED, f"{tmp_path}/rows.parquet"], cwd=ROOT, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".rows.parquet.")
+    assert pads.dataset(str(tmp_path), format="parquet").files == []
+
+
+def test_half_of_an_identity_belongs_to_nobody_unless_something_is_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text('{"manif')
+    assert not check_output(LOCAL, str(tmp_path), {"manifest": "0123"})
+    (tmp_path / "records").mkdir()
+    with pytest.raises(ValueError, match=r"There is something at .* that no job of this pipeline wrote"):
+        check_output(LOCAL, str(tmp_path), {"manifest": "0123"})
 
 
 def test_readers_skip_what_an_interrupted_write_left(tmp_path: Path) -> None:

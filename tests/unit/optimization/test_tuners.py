@@ -286,7 +286,8 @@ def test_the_command_tunes_the_pool_with_the_batch_size_it_found(
     assert tuners.main([*given, "--cache", str(tmp_path / "cache")]) == 0
     assert len(processes.asked) == tried
     out, _ = capsys.readouterr()
-    assert "4 is the choice, sure: at 98% it loses no more than 0%. Ended: all candidates tried.\n" in out
+    loss = "with each median in its 98% interval, it loses at most 0%"
+    assert f"4 is the choice, sure: {loss}. Ended: all candidates tried.\n" in out
     assert tuners.main([*given, "--cache", str(tmp_path / "cache"), "--again"]) == 0
     assert len(processes.asked) == 2 * tried
 
@@ -307,7 +308,8 @@ def test_a_failure_stands_in_the_curve_with_its_reason() -> None:
     assert lines[0].split() == ["batch", "size", "images/s", "lowest", "highest", "MB"]
     assert lines[1].split() == ["1", "2.0", "2.0", "2.0", "9"]
     assert lines[2].split(maxsplit=1) == ["2", DIED]
-    assert lines[3] == "1 is the choice, not sure: at 75% it loses no more than 12%. Ended: x."
+    loss = "with each median in its 75% interval, it loses at most 12%"
+    assert lines[3] == f"1 is the choice, not sure: {loss}. Ended: x."
     assert curve(tuning)[1] == {
         "candidate": 2,
         "rate": None,
