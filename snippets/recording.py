@@ -34,7 +34,7 @@ WATCHED = {  # module -> function or method -> kind of event
     "snippets.fundamentals.stepwise": {"KeptModel.__call__": "batch"},
     "snippets.fundamentals.preprocessing": {"read_headers": "decode", "add_features": "batch"},
     "snippets.optimization.engines": {"open_engine": "load"},
-    "snippets.optimization.ladder": {"decode_cheaply": "decode", "CompiledClassifier.__call__": "batch"},
+    "snippets.optimization.ladder": {"CompiledClassifier.__call__": "batch"},
     "snippets.benchmark.contenders": {"InferenceWorker.__call__": "batch"},
 }
 PER_BATCH = ("batch", "decode")

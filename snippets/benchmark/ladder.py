@@ -46,9 +46,10 @@ LADDER = FOLDER / "ladder.json"
 LONG_IMAGES = 2000
 LONG_RUNGS = ("naive", "openvino-int8")
 CALIBRATION_IMAGES, DECODED_IMAGES = 64, 64
-# What a rung gets of the images: the slower ones fewer, so that each is at work for some seconds.
+# How many times the limit a rung gets: fewer images for the slower ones, so that each is at work for seconds.
 SHARES = {"naive": 1 / 8, "kept": 1 / 8, "batched": 1 / 4, "memory": 1 / 4, "decoded": 1 / 4, "pool": 2 / 3}
-SHARES |= {"onnxruntime": 2 / 3, "openvino": 2 / 3}
+SHARES |= {"onnxruntime": 4 / 3, "openvino": 4 / 3, "openvino-bfloat16": 8 / 3}
+SHARES |= {"openvino-int8": 4, "cheap-decode": 4}
 ENGINE_PACKAGES = ("onnx", "onnxruntime", "openvino")
 LADDER_FIELDS: dict[str, Any] = {
     **{key: FIELDS[key] for key in ("schema", "complete", "images", "provenance", "rounds")},
@@ -90,14 +91,18 @@ class LadderPlan(Plan):
         self.calibration = spread_evenly(others, 8 if self.quick else CALIBRATION_IMAGES)
 
     def images(self, name: str) -> list[str]:
-        """Return the images of a rung, spread evenly over the source."""
-        return spread_evenly(
-            self.paths, self.limit if self.quick else max(1, round(self.limit * SHARES.get(name, 1)))
-        )
+        """Return the images of a rung, spread evenly over the source; where it has too few, the same again."""
+        count = self.limit if self.quick else max(1, round(self.limit * SHARES[name]))
+        return repeat(spread_evenly(self.paths, count), count)
 
     def common(self) -> dict[str, Any]:
         """Return what all requests need: the checkpoint, where engines are, and what calibrates them."""
         return {"model": self.model, "calibration": self.calibration, "folder": self.folder}
+
+
+def repeat(paths: list[str], count: int) -> list[str]:
+    """Return `count` of the paths, from the first to the last and again."""
+    return (paths * -(-count // len(paths)))[:count]
 
 
 def rungs_for(hardware: Hardware) -> list[str]:
@@ -175,7 +180,7 @@ def measure_ladder(
 def measure_long(plan: LadderPlan) -> dict[str, Any]:
     """Return the runs of naive and int8 over many images, the same again and again where there are not as many."""
     count = plan.limit if plan.quick else LONG_IMAGES
-    paths = (plan.paths * -(-count // len(plan.paths)))[:count]
+    paths = repeat(plan.paths, count)
     runs = {}
     for name in LONG_RUNGS:
         say(f"{count} images: {name}")
@@ -285,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m snippets.benchmark.ladder", description=__doc__)
     add = parser.add_argument
     add("--rounds", type=positive, help="default: 3, and 1 with --quick")
-    add("--limit", type=positive, help="images of a run; the slower rungs get fewer (default: 384)")
+    add("--limit", type=positive, help="images of a run; slow rungs get fewer, fast ones more (default: 384)")
     add("--long", action="store_true", help=f"naive and int8 over {LONG_IMAGES} images too: some minutes more")
     add("--calibration", help="images for int8 (default: held_out beside the images, or every other image)")
     add("--folder", help="where engines are kept (default: a new one, so that building them is measured)")

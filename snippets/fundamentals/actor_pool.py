@@ -10,6 +10,7 @@ from snippets.fundamentals.setup import split_revision
 import io
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,12 @@ def decode_image(encoded: bytes, to: Preprocessing) -> np.ndarray:
     return np.asarray(image.resize((to.crop, to.crop), Image.Resampling(to.resample), box))
 
 
-def decode(batch: dict[str, Any], filesystem: fs.FileSystem, to: Preprocessing) -> dict[str, Any]:
+def decode(
+    batch: dict[str, Any],
+    filesystem: fs.FileSystem,
+    to: Preprocessing,
+    decode_one: Callable[[bytes, Preprocessing], np.ndarray] = decode_image,
+) -> dict[str, Any]:
     """Read and decode files into `id`, `image` (uint8, n x crop x crop x 3) and `error`.
 
     A file that cannot be read or decoded keeps its row: `error` says why, its pixels are zero.
@@ -93,7 +99,7 @@ def decode(batch: dict[str, Any], filesystem: fs.FileSystem, to: Preprocessing) 
     for image, path in zip(pixels, batch["id"], strict=True):
         try:
             with filesystem.open_input_stream(path) as stream:
-                image[:] = decode_image(stream.readall(), to)
+                image[:] = decode_one(stream.readall(), to)
             errors.append("")
         except Exception as error:  # Pillow's decoders raise many types, and none may end the job
             errors.append(f"{type(error).__name__}: {error}")
