@@ -19,6 +19,7 @@ PORT ?= 8000
 PART ?=
 PAGE ?=
 TESTS = $(if $(PART),$(wildcard tests/unit/$(PART)),tests)
+JOBS ?= 0
 PAGES = $(if $(PART),docs/$(PART),docs)
 
 export RAY_USAGE_STATS_ENABLED = 0  # no request leaves this machine
@@ -27,7 +28,7 @@ export NO_MKDOCS_2_WARNING = 1
 export PYTHONWARNINGS = ignore::FutureWarning
 
 .DEFAULT_GOAL = help
-.PHONY: help setup samples demo site build serve browser s3 test check proof reference labs bench picture lint newest-ray print-env
+.PHONY: help setup samples demo site build serve browser s3 prometheus test check proof reference labs bench picture lint newest-ray print-env
 
 help: ## list the entry points
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -82,10 +83,15 @@ browser: $(READY)
 s3:
 	@scripts/install-s3
 
-# The tests run the pages once more, on other images and without a GPU.
-test: samples lint build $(if $(PART),,browser s3) ## run everything that proves the site true (PART=fundamentals: that part)
+# The tests of metrics and alerts run the rules in a server.
+prometheus:
+	@scripts/install-prometheus
+
+# The tests run the pages once more, on other images and without a GPU. Much of a test is waiting for processes to
+# start, so that JOBS=2 side by side take less time, even on two cores.
+test: samples lint build $(if $(PART),,browser s3 prometheus) ## run everything that proves the site true (PART=fundamentals: that part)
 	@rm -f .cache/tests.xml .cache/blocks.json
-	$(BIN)/pytest $(TESTS) --junitxml=.cache/tests.xml -o junit_family=xunit1
+	$(BIN)/pytest $(TESTS) -n $(JOBS) --junitxml=.cache/tests.xml -o junit_family=xunit1
 	$(BIN)/pytest --codeblocks $(PAGES) --codeblocks-report=.cache/blocks.json
 	$(if $(PART),,$(BIN)/python -m tests.claims .cache/tests.xml .cache/blocks.json)
 
@@ -111,6 +117,11 @@ bench: samples ## measure everything that the pages state, write docs/assets/res
 	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark.timeline
 	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark.stepwise
 	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark.ladder --long
+	@$(BIN)/python -m snippets.benchmark.streaming
+	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark.predictions
+	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark.ensemble
+	@$(BIN)/python -m snippets.benchmark.queues
+	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark.blocks
 	@$(BIN)/python -m snippets.benchmark.render >/dev/null
 
 # After a change of Ray's version, or of what the page watches.
@@ -119,7 +130,7 @@ picture: samples browser
 
 # In an environment of its own. What fails there is what the report says, and no reason to stop. The tests of the
 # console lines call make, which would go back to the pinned version.
-newest-ray: samples s3 ## run everything with the newest Ray and report what it changes, in .cache/newest-ray
+newest-ray: samples s3 prometheus ## run everything with the newest Ray and report what it changes, in .cache/newest-ray
 	@mkdir -p $(NEWEST)
 	@$(MAKE) --no-print-directory setup VENV=$(NEWEST)/venv
 	@$(NEWEST)/venv/bin/pip install --quiet --disable-pip-version-check --upgrade 'ray[data,default]' 2>$(NEWEST)/pip.log

@@ -6,7 +6,7 @@
 #SBATCH --cpus-per-task=16
 #SBATCH --gpus-per-node=1
 #SBATCH --exclusive
-#SBATCH --no-requeue
+#SBATCH --requeue
 #SBATCH --time=04:00:00
 set -euo pipefail
 
@@ -20,5 +20,6 @@ ray get-auth-token --generate >/dev/null  # in the home folder, which the nodes 
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" \
   ray symmetric-run --address "$RAY_ADDRESS" --min-nodes "$SLURM_JOB_NUM_NODES" \
   --num-cpus "$SLURM_CPUS_PER_TASK" --num-gpus "$SLURM_GPUS_ON_NODE" -- \
-  python -m snippets.fundamentals.results \
-  --images /shared/images --output "/shared/predictions/$SLURM_JOB_ID"
+  python -m snippets.optimization.production --manifest /shared/images/manifest.parquet \
+  --model microsoft/resnet-50@34c2154c194f829b11125337b98c8f5f9965ff19 \
+  --output "/shared/predictions/$SLURM_JOB_ID"  # the same when it is requeued

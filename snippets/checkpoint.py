@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from snippets.fundamentals.setup import split_revision
+
+# isort: split
+# --8<-- [start:imports]
 import json
 from pathlib import Path
 
-from snippets.fundamentals.setup import split_revision
+# --8<-- [end:imports]
 
+
+# --8<-- [start:check_checkpoint]
 NEEDED = ("config.json", "preprocessor_config.json")
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 HUB_TIMEOUT_S = 10
@@ -85,3 +91,6 @@ def _download_config(name: str, revision: str | None) -> Path:
             f"There is no folder {name}, and the Hugging Face hub gives no such checkpoint{where} "
             f"({reason or type(error).__name__})."
         ) from None
+
+
+# --8<-- [end:check_checkpoint]

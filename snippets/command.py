@@ -65,7 +65,10 @@ def build_parser(module: ModuleType) -> Parser:
 
 
 def run_module(name: str, arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command of a module and exit: 0, or 2 with a sentence about what the caller can mend."""
+    """Run the command of a module and exit: 0, or 2 with a sentence about what the caller can mend.
+
+    Where every row carries an error, 1 with a sentence about the first, after the report.
+    """
     # Imported by its name, so that workers import it too, which is where the recording hooks in.
     module = importlib.import_module(name)
     options = build_parser(module).parse_args(arguments)
@@ -80,13 +83,15 @@ def run_module(name: str, arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stdout.write(json.dumps(report, default=str) + "\n")
     else:
         sys.stdout.write(format_report({name: of for name, of in report.items() if name != "found"}, rows))
+    if 0 < report["rows"] == report["errors"]:
+        sys.exit(fail(f"Every row carries an error, as the first does: {rows[0]['error']}", status=1))
     sys.exit(0)
 
 
-def fail(sentence: str) -> int:
-    """Print a sentence to stderr and return the exit status 2."""
+def fail(sentence: str, status: int = 2) -> int:
+    """Print a sentence to stderr and return the exit status."""
     sys.stderr.write(sentence.rstrip() + "\n")
-    return 2
+    return status
 
 
 def explain(error: Exception) -> str | None:

@@ -22,6 +22,7 @@ import wrapt
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 SAMPLE_S = 1
+SAMPLING_SHARE = 1 / 50  # of a core, at most: the kernel walks through all memory to tell what is shared
 WATCHED = {  # module -> function or method -> kind of event
     "transformers.modeling_utils": {"PreTrainedModel.from_pretrained": "load"},
     "transformers.pipelines": {"pipeline": "pipeline"},
@@ -35,6 +36,9 @@ WATCHED = {  # module -> function or method -> kind of event
     "snippets.fundamentals.preprocessing": {"read_headers": "decode", "add_features": "batch"},
     "snippets.optimization.engines": {"open_engine": "load"},
     "snippets.optimization.ladder": {"CompiledClassifier.__call__": "batch"},
+    "snippets.optimization.own_model": {"Worker.__call__": "batch"},
+    "snippets.optimization.ensemble_views": {"decode_views": "decode"},
+    "snippets.optimization.ensemble": {"LoadedModel.forward": "batch"},
     "snippets.benchmark.contenders": {"InferenceWorker.__call__": "batch"},
 }
 PER_BATCH = ("batch", "decode")
@@ -160,13 +164,15 @@ class MemorySampler:
         return self.peak_bytes
 
     def _sample(self) -> None:
-        is_last = False
+        is_last, wait_s = False, float(SAMPLE_S)
         while not is_last:
-            is_last = self.stopped.wait(SAMPLE_S)
+            is_last = self.stopped.wait(wait_s)
+            began_s = time.thread_time()
             found = list(self.processes)
             for process in self.processes if self.with_children else []:
                 found += process.children(recursive=True)
             self.peak_bytes = max(self.peak_bytes, sum(map(_memory_bytes, found)))
+            wait_s = max(SAMPLE_S, (time.thread_time() - began_s) / SAMPLING_SHARE)
 
 
 def _memory_bytes(process: psutil.Process) -> int:

@@ -31,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("codeblocks", "executing the code blocks of Markdown pages")
     group.addoption("--codeblocks-timeout", type=float, default=300, metavar="S", help="time limit of a page")
     group.addoption("--codeblocks-gpus", type=int, default=1, metavar="N", help="logical GPUs of a Ray worker")
+    group.addoption("--codeblocks-workers", type=int, default=2, metavar="N", help="Ray workers; 0: one machine")
     group.addoption("--codeblocks-report", type=Path, metavar="FILE", help="write how each block ended, as JSON")
 
 
@@ -51,7 +52,7 @@ class Runner:
 
         self.limit_s: float = config.option.codeblocks_timeout
         self.report_file: Path | None = config.option.codeblocks_report
-        self.environment = PageEnvironment(config.option.codeblocks_gpus)
+        self.environment = PageEnvironment(config.option.codeblocks_gpus, config.option.codeblocks_workers)
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
         self.sources = digest_sources()
         self.blocks: list[dict[str, Any]] = []
@@ -143,7 +144,9 @@ class Page(pytest.File):
         needs_ray = has_package or bool(re.search(r"\bray\b", code))
         needs_data = has_package or bool(re.search(r"\b(IMAGES|MODEL)\b", code))
         try:
-            variables = self.runner.environment.prepare(needs_ray, needs_data)
+            variables = self.runner.environment.prepare(
+                needs_ray, needs_data, bool(re.search(r"\bMODELS\b", code))
+            )
         except UnusableError as error:
             pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
         self.run = PageRun(has_package, variables, self.runner.limit_s)

@@ -1,4 +1,4 @@
-"""Fixtures for tests that need a Ray cluster of several nodes."""
+"""Fixtures for tests that need a Ray cluster of several nodes, and which tests run side by side (`-n`)."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from _pytest.junitxml import xml_key  # pytest's own fixture for it does nothing where tests run side by side
 
 if TYPE_CHECKING:  # most tests need no Ray
     import ray
@@ -17,41 +18,80 @@ if TYPE_CHECKING:  # most tests need no Ray
     RecordedRun = tuple[Recording, list[dict[str, Any]]]
 
 OTHER_LABELS = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
+# Tests of these folders run one after another: they share a server, a site that is built, or pipelines.
+TOGETHER = ("tests/s3/", "tests/site/", "tests/unit/fundamentals/")
+OF_THE_SITE = ("tests/contract/test_console_lines.py", "tests/contract/test_publishing.py")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _state_of_the_sources(record_testsuite_property: Callable[[str, object], None]) -> None:
+@pytest.hookimpl(trylast=True)  # after the plugin that makes the report
+def pytest_configure(config: pytest.Config) -> None:
     """Say in the report of a run (`--junitxml`) which sources it was of."""
     from tests.sources import digest_sources
 
-    record_testsuite_property("sources", digest_sources())
+    if report := config.stash.get(xml_key, None):
+        report.add_global_property("sources", digest_sources())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each of the processes (`-n`) a file at a time, or a folder whose tests share something."""
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+    class ByFolderOrFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return ByFolderOrFile(config, log)
+
+
+def group_of(nodeid: str) -> str:
+    """Return the file of a test, or the folder that stays together."""
+    file = nodeid.partition("::")[0]
+    if file in OF_THE_SITE:
+        return "tests/site/"
+    return next((folder for folder in TOGETHER if file.startswith(folder)), file)
 
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator["RayCluster"]:
     """A cluster with two logical GPUs and the state API, which a bare `ray.init()` joins."""
-    with _joined(gpus_per_worker=1) as cluster:
+    with _started(gpus_per_worker=1) as cluster, _joined(cluster):
         yield cluster
 
 
 @pytest.fixture(scope="module")
-def ray_cluster_without_gpus() -> Iterator["RayCluster"]:
+def ray_cluster_without_gpus(_cluster_without_gpus: "RayCluster") -> Iterator["RayCluster"]:
     """A cluster as most readers have it, with the state API, which a bare `ray.init()` joins."""
-    with _joined(gpus_per_worker=0) as cluster:
+    with _joined(_cluster_without_gpus):
+        yield _cluster_without_gpus
+
+
+@pytest.fixture(scope="session")
+def _cluster_without_gpus() -> Iterator["RayCluster"]:
+    with _started(gpus_per_worker=0) as cluster:
         yield cluster
 
 
 @contextmanager
-def _joined(gpus_per_worker: int) -> Iterator["RayCluster"]:
+def _started(gpus_per_worker: int) -> Iterator["RayCluster"]:
     import ray
 
     from tests.ray_cluster import RayCluster
 
     ray.shutdown()  # a driver that is connected stays where it is
-    with RayCluster(gpus_per_worker, dashboard=True) as cluster, pytest.MonkeyPatch.context() as environment:
+    with RayCluster(gpus_per_worker, dashboard=True) as cluster:
+        yield cluster
+
+
+@contextmanager
+def _joined(cluster: "RayCluster") -> Iterator[None]:
+    import ray
+
+    ray.shutdown()
+    with pytest.MonkeyPatch.context() as environment:
         for name, value in cluster.client_environment.items():
             environment.setenv(name, value)
-        yield cluster
+        yield
         ray.shutdown()
 
 

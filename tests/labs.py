@@ -1,14 +1,18 @@
 """One notebook a part, made from its pages: `python -m tests.labs` writes them, with the outputs of a real kernel.
 
-What the runner executes on a page is a cell here, in the same order; a definition that the pages include again and
-again is there once. `--check` names what differs from the pages.
+What the runner executes on a page is a cell here, in the same order. A definition that the pages include again and
+again is there once, and again only where another page has given its name to something else. `--check` names what
+differs from the pages.
 """
 
 import argparse
+import ast
 import re
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 import nbformat
@@ -21,25 +25,59 @@ from tests.page_rendering import DIRECTIVE, ROOT, Fence, Rendering
 from tests.page_run import matches
 
 LABS = ("fundamentals",)  # a part's folder below docs/
+IN_KERNEL = "fundamentals"  # the part whose notebook the tests run; the pages of the others they run as pages
 FIRST_PAGES = {"fundamentals": ["setup.md"]}  # that a part needs, and that lie elsewhere
+INSTALLING = ROOT / "docs" / "setup.md"  # the page that says what to install
+EXTRAS = {"optimization": "engines"}  # what a part needs besides, as pyproject.toml calls it
 FOLDER = ROOT / "docs" / "labs"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 INSTALL, RAISES = "install", "raises-exception"  # tags; the second one is Jupyter's
 CELL_TIMEOUT_S = 300
 
 ADMONITION = re.compile(r'(?:!!!|\?\?\?\+?) \w+ "(.*)"$')
-EARLIER = '??? abstract "Code from earlier pages"'
+# Above what the notebook mostly holds already.
+EARLIER = re.compile(r'\s*\?\?\? abstract "(?:Code (?:from|of) |Imports"|Start Ray").*')
+CONNECTING = re.compile(r"ray\.(?:init\(.*\)|shutdown\(\))")
 TERMINAL_COLOUR = r"\x1b\[[\d;]*m"
 CAUSE = re.compile(r"(?!ray\.)[\w.()]*[A-Z]\w*\)?: ")
 # Attributes, a frame around blocks, the time to read a page.
 OF_THE_SITE = re.compile(r"[ >]*\{[#.].*\}\s*|</?div.*>|\d+ min(?: · before this: .*)?")
+COMMENT = re.compile(r" *<!--.*?-->")
 LINK_TO_PAGE = re.compile(r"\[([^\]]+)\]\((?!https?:)[^)]*\)")
 
 
 def pages_of(part: str) -> list[Path]:
-    """Return the pages of a part, in the order of the site's navigation."""
+    """Return a part's introduction, and its pages with code that runs, in the order of the site's navigation."""
     names = [name for name in navigation() if name.startswith(f"{part}/")]
-    return [ROOT / "docs" / name for name in [*FIRST_PAGES.get(part, []), *names]]
+    pages = [ROOT / "docs" / name for name in [*FIRST_PAGES.get(part, []), *names]]
+    return [page for page in pages if page.stem == "index" or any(block.is_executed for block in collect(page))]
+
+
+def packages_of(part: str) -> str:
+    """Return what a reader of a part installs, as pip takes it."""
+    installs = [block.source for block in collect(INSTALLING) if block.language == "console"]
+    command = next(source for source in installs if " -m pip install " in source)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    more = [f'"{requirement}"' for requirement in extras.get(EXTRAS.get(part, ""), [])]
+    return " ".join([command.strip().partition(" -m pip install ")[2], *more])
+
+
+def bindings(source: str) -> dict[str, str]:
+    """Return the names that code binds, functions' own left out, each with the code that binds it last."""
+    bound = {}
+    for node in ast.parse(source).body:
+        code = ast.unparse(node)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            bound[node.name] = code
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            module = f"from {node.module} " if isinstance(node, ast.ImportFrom) else ""
+            bound |= {
+                (name.asname or name.name).split(".")[0]: f"{module}import {name.name}" for name in node.names
+            }
+        else:
+            names = (each for each in ast.walk(node) if isinstance(each, ast.Name))
+            bound |= {name.id: code for name in names if isinstance(name.ctx, ast.Store)}
+    return bound
 
 
 class Lab:
@@ -49,14 +87,17 @@ class Lab:
         self.cells: list[NotebookNode] = []
         self.blocks: dict[str, Block] = {}
         self.sections: set[str] = set()  # included so far
+        self.bound: dict[str, str] = {}  # names, and the code that bound each last
         self.lines: set[str] = set()  # written on the pages so far, in code
+        self.connected = ""  # how a page before did it
         pages = pages_of(part)
         title = re.search(r"^# (.+)", (ROOT / "docs" / part / "index.md").read_text("utf-8"), re.M)
         assert title  # each part's introduction has one
         text = "The first cell installs what the others import. Run them in order."
         intro = nbformat.v4.new_markdown_cell(f"# {title[1]}, as a notebook\n\n{text}", id="introduction")
         self.cells.append(intro)
-        self._add_install_cell(pages)
+        self.cells.append(nbformat.v4.new_code_cell(f"%pip install --quiet {packages_of(part)}", id=INSTALL))
+        self.cells[-1].metadata["tags"] = [INSTALL]
         for page in pages:
             self._add_page(page)
 
@@ -66,21 +107,13 @@ class Lab:
         nbformat.validate(notebook)
         return notebook
 
-    def _add_install_cell(self, pages: list[Path]) -> None:
-        installs = [block.source for page in pages for block in collect(page) if block.language == "console"]
-        command = next(source for source in installs if " -m pip install " in source)
-        packages = command.strip().partition(" -m pip install ")[2]
-        cell = nbformat.v4.new_code_cell(f"%pip install --quiet {packages}", id=INSTALL)
-        cell.metadata["tags"] = [INSTALL]
-        self.cells.append(cell)
-
     def _add_page(self, page: Path) -> None:
         rendering, blocks = Rendering(page.read_text("utf-8"), []), collect(page)
         prose, position = Prose(), 0
         for fence, block in zip(rendering.shown, blocks, strict=True):
             before = rendering.lines[position : fence.start]
-            is_earlier = any(line.strip() == EARLIER for line in before)
-            self._add_text(page, prose.flatten([line for line in before if line.strip() != EARLIER]))
+            is_earlier = any(EARLIER.fullmatch(line) for line in before)
+            self._add_text(page, prose.flatten([line for line in before if not EARLIER.fullmatch(line)]))
             position = fence.end
             if "pytest-codeblocks:expected-output" in block.directives:
                 continue  # the cell above shows what it printed itself
@@ -95,16 +128,30 @@ class Lab:
     def _source(self, rendering: Rendering, fence: Fence, is_earlier: bool) -> str:
         """Return a block's source without the sections, and the lines of earlier pages, that are there already."""
         kept, included = [], set()
-        for number, line in enumerate(fence.source.split("\n"), fence.start + 1):
-            section = rendering.origins[number][1]
-            if section in self.sections or (is_earlier and section is None and line in self.lines):
+        numbered = enumerate(fence.source.split("\n"), fence.start + 1)
+        for (_, section), group in groupby(numbered, lambda each: rendering.origins[each[0]]):
+            lines = [line for _, line in group]
+            if CONNECTING.fullmatch(lines[0]):
+                lines = self._connect(lines[0])
+            elif section is None:
+                lines = [line for line in lines if not (is_earlier and line in self.lines)]
+                self.lines.update(line for line in lines if line.strip())
+            elif section in self.sections and bindings("\n".join(lines)).items() <= self.bound.items():
                 continue
-            kept.append(line)
-            included |= {section} - {None}
-            if section is None and line.strip():
-                self.lines.add(line)
-        self.sections |= {section for section in included if section}
-        return re.sub(r"\n{4,}", "\n\n\n", "\n".join(kept)).strip("\n")
+            else:
+                included.add(section)
+            kept += lines
+        self.sections |= included
+        source = re.sub(r"\n{4,}", "\n\n\n", "\n".join(kept)).strip("\n")
+        self.bound |= bindings(source)
+        return source
+
+    def _connect(self, line: str) -> list[str]:
+        """Return what connects a notebook as a line connects its page: nothing, where it is so already."""
+        before, self.connected = self.connected, "" if line == "ray.shutdown()" else line
+        if self.connected == before:
+            return []
+        return ["ray.shutdown()", line] if before and self.connected else [line]
 
     def _add_text(self, page: Path, text: str) -> None:
         if not text:
@@ -146,7 +193,7 @@ class Prose:
                 self.is_in_admonition = False
                 flat.append(line)
         kept = [line for line in flat if not DIRECTIVE.match(line) and not OF_THE_SITE.fullmatch(line)]
-        text = LINK_TO_PAGE.sub(r"\1", "\n".join(kept))
+        text = COMMENT.sub("", LINK_TO_PAGE.sub(r"\1", "\n".join(kept)))
         # Below the notebook's own title, and without code: its anchor would not be that of the contents.
         text = re.sub(r"^#.*", lambda heading: "#" + heading[0].replace("`", ""), text, flags=re.M)
         text = re.sub(r"(\n>)+(?=\n[^>]|$)", "\n", re.sub(r"\n{3,}", "\n\n", text))
@@ -233,9 +280,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Write the notebooks; with `--check` name what differs and return 1 if anything does."""
     parser = argparse.ArgumentParser(prog="python -m tests.labs", description=__doc__)
     parser.add_argument("--check", action="store_true", help="run and write nothing")
-    check = parser.parse_args(arguments).check
-    found = []
-    for part in LABS:
+    parser.add_argument("--part", choices=LABS, help="default: all")
+    options = parser.parse_args(arguments)
+    check, found = options.check, []
+    for part in [options.part] if options.part else LABS:
         lab = Lab(part)
         if not check:
             ran = with_outputs_of(path_of(part), lab.notebook()) or execute(lab.notebook())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.page_rendering import ROOT
-from tests.ray_cluster import RayCluster
+from tests.ray_cluster import WORKERS, RayCluster
 
 CHECK = Path(__file__).with_name("ray_check.py")
 CONNECT_S = 20.0
@@ -29,8 +29,8 @@ class UnusableError(Exception):
 class PageEnvironment:
     """Prepared when a page needs it, and kept for the session."""
 
-    def __init__(self, gpus_per_worker: int) -> None:
-        self.gpus_per_worker = gpus_per_worker
+    def __init__(self, gpus_per_worker: int, workers: int = WORKERS) -> None:
+        self.gpus_per_worker, self.workers = gpus_per_worker, workers
         self.address = os.environ.get("RAY_ADDRESS")  # a cluster that is not ours
         self.cluster: RayCluster | None = None
         self.resources: dict[str, int] | None = None
@@ -41,7 +41,7 @@ class PageEnvironment:
         """The images and the checkpoint that pages read."""
         return {name: os.environ.get(name) or self.samples.get(name) or PUBLIC[name] for name in PUBLIC}
 
-    def prepare(self, needs_ray: bool, needs_data: bool) -> dict[str, str]:
+    def prepare(self, needs_ray: bool, needs_data: bool, needs_models: bool = False) -> dict[str, str]:
         """Return the variables to set for a page; raise `UnusableError` if it cannot run."""
         if self.address:
             if needs_ray and self.resources is None:
@@ -49,12 +49,16 @@ class PageEnvironment:
             return {}
         variables: dict[str, str] = {}
         if needs_ray:
-            self.cluster = self.cluster or RayCluster(self.gpus_per_worker, dashboard=True)
+            self.cluster = self.cluster or RayCluster(self.gpus_per_worker, True, self.workers)
             self.resources = self.cluster.resources
             variables |= self.cluster.client_environment
         if needs_data:
             self.samples = self.samples or self._build_samples()
             variables |= self.data
+        if needs_models:
+            from snippets.optimization.ensemble_models import models_for
+
+            variables["MODELS"] = models_for(variables["MODEL"])
         return variables
 
     def close(self) -> None:

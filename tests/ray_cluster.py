@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -34,14 +35,15 @@ class RayCluster:
 
     The workers' GPUs are *logical*, so that `num_gpus=1` is scheduled as in production on a machine without
     one. A driver joins with `client_environment`. With `dashboard`, which takes seconds and 200 MB, there is the
-    state API too.
+    state API too. Without workers, the head is one machine as they are.
     """
 
-    def __init__(self, gpus_per_worker: int = 1, dashboard: bool = False) -> None:
+    def __init__(self, gpus_per_worker: int = 1, dashboard: bool = False, workers: int = WORKERS) -> None:
+        head = {"num_cpus": 1} if workers else {"num_cpus": CPUS_PER_WORKER, "num_gpus": gpus_per_worker}
         self.resources = {
-            "nodes": 1 + WORKERS,
-            "cpus": 1 + WORKERS * CPUS_PER_WORKER,
-            "gpus": WORKERS * gpus_per_worker,
+            "nodes": 1 + workers,
+            "cpus": head["num_cpus"] + workers * CPUS_PER_WORKER,
+            "gpus": head.get("num_gpus", 0) + workers * gpus_per_worker,
         }
         # Not in TMPDIR: sockets lie in here, and their paths are limited to about 100 characters.
         self._folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
@@ -50,21 +52,24 @@ class RayCluster:
         try:
             # In TMPDIR the dashboard's processes leave folders of their own, when they are killed.
             # Where OMP_NUM_THREADS is set, Ray leaves it alone.
-            environment = {**self.client_environment, "TMPDIR": self._folder, "OMP_NUM_THREADS": None}
+            # A submitted job starts `python`, which is this one, as in an environment that is activated.
+            path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+            own = {"TMPDIR": self._folder, "OMP_NUM_THREADS": None, "PATH": path}
+            environment = {**self.client_environment, **own}
             with _environment(environment), _folder(self._folder), _signal_handler():
-                self.address = self._start(gpus_per_worker, dashboard)
+                self.address = self._start(head, workers, gpus_per_worker, dashboard)
         except BaseException:
             self.close()
             raise
         self.client_environment["RAY_ADDRESS"] = self.address
 
-    def _start(self, gpus_per_worker: int, dashboard: bool) -> str:
+    def _start(self, head: dict[str, int], workers: int, gpus_per_worker: int, dashboard: bool) -> str:
         self._cluster = Cluster()
         node: dict[str, Any] = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": dashboard}
         # Ports are free ones: another cluster may be running.
         ports = {"dashboard_host": "127.0.0.1", "dashboard_port": 0, "dashboard_agent_listen_port": None}
-        self._cluster.add_node(num_cpus=1, **ports, **node)
-        for _ in range(WORKERS):
+        self._cluster.add_node(**head, **ports, **node)
+        for _ in range(workers):
             self._cluster.add_node(num_cpus=CPUS_PER_WORKER, num_gpus=gpus_per_worker, **node)
         return str(self._cluster.address)
 

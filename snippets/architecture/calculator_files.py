@@ -120,6 +120,15 @@ def presets_table() -> str:
     return "\n".join([f"| machine | {heads} |", "| --- " + "| ---: " * len(columns) + "|", *rows])
 
 
+def constants_table() -> str:
+    """Return what the calculator takes as given in Markdown, with where each comes from."""
+    rows = [
+        f"| {each['label']} | {show(QUANTITIES['constants'][each['name']])} | [{each['from']}]({each['source']}) |"
+        for each in QUANTITIES["constant"]
+    ]
+    return "\n".join(["| taken as given | value | from |", "| --- | ---: | --- |", *rows])
+
+
 def render(root: Path = ROOT) -> dict[Path, str]:
     """Return the text of each generated file by its path below `root`."""
     code = html.escape(plan(DEFAULTS).code)
@@ -129,6 +138,7 @@ def render(root: Path = ROOT) -> dict[Path, str]:
         "code": f'<div class="sized" tabindex="0" role="group" aria-label="Code">{code}</div>',
         "inputs": inputs_table(),
         "presets": presets_table(),
+        "constants": constants_table(),
     }
     text = "\n".join(
         f"<!-- --8<-- [start:{name}] -->\n{section}\n<!-- --8<-- [end:{name}] -->\n"

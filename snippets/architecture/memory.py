@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 
 from snippets.architecture.plans import connection
@@ -11,7 +10,12 @@ from snippets.command import Parser, positive
 
 # isort: split
 # --8<-- [start:imports]
+import os
 import resource
+import shutil
+import subprocess
+import sys
+import warnings
 from typing import Any
 
 import numpy as np
@@ -105,6 +109,94 @@ def where(column: str, rows: int = 64, **options: Any) -> dict[str, Any]:
 
 
 # --8<-- [end:batches]
+
+
+# --8<-- [start:way]
+class Way:
+    """Follow a batch from the object store into a tensor, and say what it takes after each step. Linux only."""
+
+    def __init__(self, use_gpu: bool) -> None:
+        import torch
+
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes here
+        self.torch, self.use_gpu = torch, use_gpu
+        if use_gpu:
+            torch.ones(1, device="cuda")  # CUDA's context is no batch's
+        self.before = self.memory()
+
+    def memory(self) -> tuple[int, int, int]:
+        """Return the bytes that are this process's own, that it shares, and that it has on the device."""
+        memory = psutil.Process().memory_full_info()
+        return memory.uss, memory.shared, self.torch.cuda.memory_allocated() if self.use_gpu else 0
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        """Return `step`, and `own`, `shared` and `device`: growth since the start, in sizes of the batch."""
+        pixels, rows = batch["pixels"], []
+
+        def note(step: str) -> None:
+            grown = np.subtract(self.memory(), self.before) / pixels.nbytes
+            rows.append({"step": step, **dict(zip(("own", "shared", "device"), grown, strict=True))})
+
+        pixels[:, ::4096].sum()  # touches each page
+        note("array")
+        tensor = self.torch.from_numpy(pixels)
+        note("tensor of it")
+        if self.use_gpu:
+            tensor = tensor.to("cuda")
+            note("tensor on the device")
+        numbers = tensor.float()
+        note(f"{numbers.dtype}")
+        return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def follow(rows: int = 64, num_gpus: float = 0) -> list[dict[str, Any]]:
+    """Return what `Way` says of a batch of so many million bytes, on a GPU if it reserves one."""
+    pixels = ray.data.range(rows, override_num_blocks=1).map_batches(fill).select_columns(["pixels"])
+    pool = ray.data.ActorPoolStrategy(size=1)
+    followed = pixels.materialize().map_batches(
+        Way, fn_constructor_args=[num_gpus > 0], compute=pool, batch_size=rows, num_cpus=0.5, num_gpus=num_gpus
+    )
+    return [dict(row) for row in followed.take_all()]
+
+
+# --8<-- [end:way]
+
+
+# --8<-- [start:small_shm]
+STARTS_RAY = """
+import sys, psutil, ray
+
+store_bytes, told_bytes = map(int, sys.argv[1:])
+if told_bytes:  # instead of a mount
+    ray._private.utils.get_shared_memory_bytes = lambda: told_bytes
+ray.init("local", object_store_memory=store_bytes, include_dashboard=False, _node_ip_address="127.0.0.1")
+children = psutil.Process().children(recursive=True)
+[place] = {word for child in children for word in child.cmdline() if word.startswith("--plasma_directory=")}
+print("shared memory" if place.endswith("/dev/shm") else "a folder of temporary files")
+"""
+
+
+def start_with_shm(shm_bytes: int, store_bytes: int) -> str:
+    """Start Ray where `/dev/shm` has so many bytes; return where its object store lies, or why it did not start.
+
+    The small `/dev/shm` is a tmpfs of its own, in a namespace that nobody else is in. Where the system lets
+    nobody mount one, Ray is told the size instead. Linux only.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+    def start(*inside: str, told_bytes: int = 0) -> subprocess.CompletedProcess[str]:
+        command = [*inside, sys.executable, "-c", STARTS_RAY, str(store_bytes), str(told_bytes)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    mount = f'mount -t tmpfs -o size={shm_bytes} tmpfs /dev/shm && exec "$@"'
+    in_namespace = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh"]
+    has_unshare = shutil.which("unshare") is not None
+    may_mount = has_unshare and subprocess.run([*in_namespace, "true"], capture_output=True).returncode == 0
+    done = start(*in_namespace) if may_mount else start(told_bytes=shm_bytes)
+    return (done.stdout or done.stderr).strip().splitlines()[-1]
+
+
+# --8<-- [end:small_shm]
 
 
 # --8<-- [start:spilled]

@@ -159,12 +159,14 @@ class Watched:
 
     looks: list[list[Any]] = field(default_factory=list)
     unchanged_steps: int = 0
+    times: list[float] = field(default_factory=list)  # of the looks, in seconds since the epoch
 
     def add(self, seen: list[Any]) -> None:
         """Keep what the executor looks like after a step."""
         self.unchanged_steps += 1
         if self.looks[-1:] != [seen]:
             self.looks.append(seen)
+            self.times.append(time.time())
             self.unchanged_steps = 0
 
 

@@ -248,10 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--output", type=Path, help="default: docs/assets/results/predictions.json, which is rendered too")
     add("--quick", action="store_true", help="two configurations, few images: for tests; needs --output")
-    add("--render-only", action="store_true", help="measure nothing; render the results file")
     options = parser.parse_args(arguments)
-    if options.render_only:
-        return _render(options.output or PREDICTIONS)
     if options.quick and options.output is None:
         parser.error("--quick needs --output, for its results are none to publish")
     source, model = images_and_model()
@@ -274,19 +271,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.exit(
             130, f"Interrupted: {output} holds the configurations that were finished, if there were any.\n"
         )
+    if output.resolve() == PREDICTIONS:
+        from snippets.benchmark import render
+
+        render.write_all()
     sys.stderr.write(f"Written: {output}\n")
-    return _render(output)
-
-
-def _render(path: Path) -> int:
-    from snippets.benchmark.render import format_sections
-
-    try:
-        results = load_predictions(path)
-    except ValueError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    path.with_suffix(".md").write_text(format_sections(prediction_sections(results)), "utf-8")
     return 0
 
 

@@ -6,11 +6,14 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from snippets.benchmark import tables
+from snippets.benchmark.blocks import BLOCKS, block_sections, draw_blocks, load_blocks
+from snippets.benchmark.ensemble import ENSEMBLE, ensemble_sections, load_measured_ensemble
 from snippets.benchmark.figures import (
     FIXED,
     as_figure,
@@ -22,15 +25,41 @@ from snippets.benchmark.figures import (
 )
 from snippets.benchmark.ladder import LADDER, load_ladder
 from snippets.benchmark.numbers import format_numbers
+from snippets.benchmark.predictions import PREDICTIONS, load_predictions, prediction_sections
+from snippets.benchmark.preflight import PREFLIGHT, flight_sections, load_flights
 from snippets.benchmark.provenance import ROOT
+from snippets.benchmark.queues import QUEUES, draw_queues, load_queues, queue_sections
 from snippets.benchmark.results import PUBLISHED, load_results
+from snippets.benchmark.scaling import SCALING, draw_designs, load_scaling, scaling_sections
 from snippets.benchmark.stepwise import STEPWISE, load_steps
-from snippets.benchmark.streaming import STREAMING, draw_stream, load_streams, streams_numbers, streams_table
+from snippets.benchmark.streaming import STREAMING, draw_stream, load_streams, stream_sections
 from snippets.benchmark.timeline import TIMELINE
 from snippets.command import Parser
 
 RESULTS = PUBLISHED.relative_to(ROOT)
 README_BLOCK = re.compile(r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A results file beside Part 1's: its path, what reads it, its text by section, and its figures by name."""
+
+    path: Path
+    load: Callable[[Path], dict[str, Any]]
+    sections: Callable[[dict[str, Any]], dict[str, str]]
+    figures: dict[str, Callable[[dict[str, Any]], str]] = field(default_factory=dict)
+
+
+# Rendered where they are there, each to a text beside its file and to docs/assets/figures.
+MEASURED = (
+    Measured(STREAMING, load_streams, stream_sections, {"streaming.svg": draw_stream}),
+    Measured(PREDICTIONS, load_predictions, prediction_sections),
+    Measured(ENSEMBLE, load_measured_ensemble, ensemble_sections),
+    Measured(QUEUES, load_queues, queue_sections, {"queues.svg": draw_queues}),
+    Measured(BLOCKS, load_blocks, block_sections, {"blocks.svg": draw_blocks}),
+    Measured(PREFLIGHT, load_flights, flight_sections),
+    Measured(SCALING, load_scaling, scaling_sections, {"scaling.svg": draw_designs}),
+)
 
 
 def render(root: Path = ROOT) -> dict[Path, str]:
@@ -59,10 +88,11 @@ def render(root: Path = ROOT) -> dict[Path, str]:
         ladder = load_ladder(ladder_path)
         rendered[folder / "ladder.md"] = format_ladder(ladder, ladder_path)
         rendered[figures / "ladder.svg"] = as_figure(draw_ladder(ladder))
-    if (streams_path := root / STREAMING.relative_to(ROOT)).exists():
-        streams = load_streams(streams_path)
-        rendered[folder / "streaming.md"] = format_streams(streams)
-        rendered[figures / "streaming.svg"] = as_figure(draw_stream(streams))
+    for measured in MEASURED:
+        if (measured_path := root / measured.path.relative_to(ROOT)).exists():
+            found = measured.load(measured_path)
+            rendered[measured_path.with_suffix(".md")] = format_sections(measured.sections(found))
+            rendered |= {figures / name: as_figure(draw(found)) for name, draw in measured.figures.items()}
     readme = root / "README.md"
     if readme.exists() and README_BLOCK.search(text := readme.read_text()):
         block = f"{tables.short_table(results)}\n\n{tables.provenance_line(results)}\n"
@@ -108,16 +138,6 @@ def format_ladder(ladder: dict[str, Any], path: Path) -> str:
         "provenance": tables.provenance_table(ladder, name, digest_of(path)),
         "provenance-line": tables.provenance_line(ladder),
         **tables.ladder_numbers(ladder),
-    }
-    return format_sections(sections)
-
-
-def format_streams(streams: dict[str, Any]) -> str:
-    """Return a file with the table of the streams, where it comes from, and the numbers that pages include."""
-    sections = {
-        "table": streams_table(streams),
-        "provenance-line": tables.provenance_line(streams),
-        **streams_numbers(streams),
     }
     return format_sections(sections)
 

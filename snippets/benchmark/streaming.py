@@ -16,7 +16,7 @@ from snippets.benchmark.processes import ask
 from snippets.benchmark.provenance import read_hardware, read_provenance
 from snippets.benchmark.results import FIELDS, FOLDER, NUMBER, SCHEMA, check_fields, load_json, write_json
 from snippets.benchmark.summary import Round, Spread, ratio, spread
-from snippets.benchmark.tables import format_table
+from snippets.benchmark.tables import format_table, provenance_line
 from snippets.command import Parser, positive
 
 STREAMING = FOLDER / "streaming.json"
@@ -162,6 +162,15 @@ def streams_numbers(results: dict[str, Any]) -> dict[str, str]:
         "memory-16x": median(found["16x"]["memory_over_1x"], factor),
         "store-16x": median(found["16x"]["store_over_1x"], factor),
         "first-row-materialized": median(found["materialized"]["first_row_over_1x"], factor),
+    }
+
+
+def stream_sections(results: dict[str, Any]) -> dict[str, str]:
+    """Return what a page includes: the table, where it comes from, and the numbers."""
+    return {
+        "table": streams_table(results),
+        "provenance-line": provenance_line(results),
+        **streams_numbers(results),
     }
 
 

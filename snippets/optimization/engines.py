@@ -117,6 +117,7 @@ def engine_key(model: str, artefact: str, calibration: Calibration | None = None
 
 
 # --8<-- [start:build_once]
+# --8<-- [start:once]
 @dataclass(frozen=True)
 class Built:
     """Where an artefact is, and the seconds that this call took to build it: none where it was there."""
@@ -125,14 +126,16 @@ class Built:
     seconds: float | None
 
 
-def build_once(key: dict[str, Any], build: Callable[[Path], None], folder: str = ENGINE_FOLDER) -> Built:
+def build_once(
+    key: dict[str, Any], build: Callable[[Path], None], folder: str = ENGINE_FOLDER, name: str = "model.onnx"
+) -> Built:
     """Return the artefact of a key. The first process on the machine that asks builds it; others wait for it.
 
     `build` writes the file that it is given. One that ends halfway leaves nothing that another would use.
     """
     text = json.dumps(key, sort_keys=True)
     home = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
-    path = home / "model.onnx"
+    path = home / name
     home.mkdir(parents=True, exist_ok=True)
     with (home / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, also by a process that dies
@@ -149,6 +152,7 @@ def build_once(key: dict[str, Any], build: Callable[[Path], None], folder: str =
         return Built(path, time.perf_counter() - start)
 
 
+# --8<-- [end:once]
 def build_engine(
     model: str,
     artefact: str = "float32",

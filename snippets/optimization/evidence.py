@@ -183,9 +183,16 @@ class Run:
         """Return what is known of the run by now."""
         if self.executor is None:
             return Execution(self.state, self.stages, self.nodes, self.spilled)
-        operators = [each for each in self.executor._topology if hasattr(each, "_ray_remote_args")]
-        stages = tuple(read_stage(each, self.placed.get(each, 0)) for each in operators)
+        stages = tuple(read_stage(each, self.placed.get(each, 0)) for each in self._operators())
         return Execution(self.state, stages, self.nodes, spilled_bytes() - self.spilled_before)
+
+    def rows_out(self) -> list[int]:
+        """Return how many rows each stage has made by now; nothing of a run that has ended."""
+        return [int(each.metrics.rows_task_outputs_generated) for each in self._operators()]
+
+    def _operators(self) -> list[Any]:
+        topology = self.executor._topology if self.executor is not None else ()
+        return [each for each in topology if hasattr(each, "_ray_remote_args")]
 
 
 class Observation:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from snippets.fundamentals.actor_pool import (
     BLOCKS_IN_FLIGHT,
     KEEP_FREED_MEMORY,
-    Classifier,
     Pool,
     Preprocessing,
     decode_image,
     plan_pool,
 )
+from snippets.optimization.production_engine import choose_classifier
 from snippets.optimization.production_parts import Job, Parts, account, plan_job, write_part
 from snippets.optimization.production_settings import load_settings
 from snippets.optimization.run_record import EXIT_STATUS, RunRecord, check_output, put_json
@@ -73,14 +73,21 @@ def decode_within(
 
 
 # --8<-- [start:build_pipeline]
+def classifier_arguments(job: Job, pool: Pool) -> tuple[Any, ...]:
+    """Return what each actor is made with: the arguments of part 1's `Classifier`, the batch size the third."""
+    use_gpu = pool.num_gpus > 0
+    batch_size = job.settings.batch_size or (64 if use_gpu else 16)
+    return job.model, job.to, batch_size, job.settings.dtype, pool.threads, use_gpu
+
+
 def build_pipeline(job: Job, ids: Sequence[str], pool: Pool) -> ray.data.Dataset:
     """Return `id`, `label`, `score` and `error` for each id, in any order.
 
     The job's classifier takes the arguments of part 1's `Classifier`, and returns the table that it returns.
     """
-    settings, to, use_gpu = job.settings, job.to, pool.num_gpus > 0
-    batch_size = settings.batch_size or (64 if use_gpu else 16)
-    batches = min(8 if use_gpu else 2, max(1, len(ids) // (4 * pool.actors * batch_size)))
+    settings, to, arguments = job.settings, job.to, classifier_arguments(job, pool)
+    batch_size = arguments[2]
+    batches = min(8 if pool.num_gpus else 2, max(1, len(ids) // (4 * pool.actors * batch_size)))
     blocks = math.ceil(len(ids) / (batches * batch_size))
     limits = {"max_bytes": settings.max_bytes, "max_pixels": settings.max_pixels}
     results = (
@@ -92,7 +99,7 @@ def build_pipeline(job: Job, ids: Sequence[str], pool: Pool) -> ray.data.Dataset
         )
         .map_batches(
             job.classifier,
-            fn_constructor_args=(job.model, to, batch_size, settings.dtype, pool.threads, use_gpu),
+            fn_constructor_args=arguments,
             batch_size=batch_size,
             compute=ray.data.ActorPoolStrategy(size=min(pool.actors, blocks)),
             num_cpus=pool.num_cpus,
@@ -210,7 +217,7 @@ def finish(
     if stop.is_set():
         return False
     ids = [id for part in todo.values() for id in part]
-    pool = plan_pool(job.settings.actors, job.settings.num_gpus)
+    pool = plan_pool(job.settings.actors, job.settings.gpus)
     results = build_pipeline(job, ids, pool)
     parts = Parts(todo)
     in_hand: set[int] | None = None
@@ -240,6 +247,7 @@ def check_share(job: Job, dead: int) -> None:
 # --8<-- [end:run_job]
 
 
+# --8<-- [start:describe_plan]
 def describe_plan(job: Job) -> dict[str, Any]:
     """Return what a run would do."""
     finished = len(job.finished())
@@ -252,18 +260,21 @@ def describe_plan(job: Job) -> dict[str, Any]:
     }
 
 
-def main(arguments: Sequence[str] | None = None, classifier: type = Classifier) -> int:
-    """Run the command; return its exit status: 0 complete, 1 failed, 2 refused, 75 stopped by SIGTERM."""
+# --8<-- [end:describe_plan]
+
+
+def main(arguments: Sequence[str] | None = None, classifier: type | None = None) -> int:
+    """Run the command; return its exit status: 0 complete, 1 failed, 2 refused, 75 stopped by SIGTERM.
+
+    Without a classifier it takes the one that the setting `engine` names.
+    """
     with on_sigterm() as stop:  # from here to the end, also while Ray starts and ends
         return _main(arguments, classifier, stop)
 
 
-def _main(arguments: Sequence[str] | None, classifier: type, stop: threading.Event) -> int:
-    import json
-
-    from snippets.checkpoint import check_checkpoint
-    from snippets.command import Parser, explain, fail, format_report, positive, ray_options
-    from snippets.fundamentals.setup import configure_data_context
+def build_parser() -> Any:
+    """Return the parser of the command."""
+    from snippets.command import Parser, positive
 
     parser = Parser(prog="python -m snippets.optimization.production", description=__doc__)
     add = parser.add_argument
@@ -275,12 +286,22 @@ def _main(arguments: Sequence[str] | None, classifier: type, stop: threading.Eve
     add("--limit", type=positive, help="rows at the most (default: all)")
     add("--dry-run", action="store_true", help="check everything, say what would be done, and write nothing")
     add("--json", action="store_true", help="print one line of JSON, and no progress bar")
-    options = vars(parser.parse_args(arguments))
+    return parser
+
+
+def _main(arguments: Sequence[str] | None, classifier: type | None, stop: threading.Event) -> int:
+    import json
+
+    from snippets.checkpoint import check_checkpoint
+    from snippets.command import explain, fail, format_report, ray_options
+    from snippets.fundamentals.setup import configure_data_context
+
+    options = vars(build_parser().parse_args(arguments))
     file, is_dry, as_json = (options.pop(name) for name in ("settings", "dry_run", "json"))
     try:
         settings = load_settings(file, **options)
         check_checkpoint(settings.model)
-        job = plan_job(settings, classifier)
+        job = plan_job(settings, classifier or choose_classifier(settings))
     except (ValueError, OSError) as error:
         return fail(explain(error) or str(error))
     if is_dry:
@@ -292,7 +313,7 @@ def _main(arguments: Sequence[str] | None, classifier: type, stop: threading.Eve
             signal.signal(signal.SIGTERM, handler)
             configure_data_context(progress_bars=not as_json)
             try:
-                plan_pool(settings.actors, settings.num_gpus)
+                plan_pool(settings.actors, settings.gpus)
             except ValueError as error:
                 return fail(str(error))
             report = run_job(job, stop)

@@ -28,14 +28,19 @@ from pyarrow import fs
 
 
 # --8<-- [start:manifest]
-def write_manifest(source: str, manifest: str, limit: int | None = None) -> str:
-    """Write a manifest of a folder's images; return where its paths begin, the setting `images`."""
+def scheme_of(source: str | list[str]) -> str:
+    """Return what stands before the path in a URI, such as `s3://anonymous@`; of a list, in its first."""
+    return re.sub(r"^(\w+://(anonymous@)?)?.*", r"\1", source if isinstance(source, str) else source[0])
+
+
+def write_manifest(source: str | list[str], manifest: str, limit: int | None = None) -> str:
+    """Write a manifest of the images of a folder or list; return where its paths begin, the setting `images`."""
     _, paths, _ = list_images(source, limit)
     root = posixpath.commonpath([posixpath.dirname(path) for path in paths])
     filesystem, path = open_filesystem(manifest)
     table = pa.table({"path": [posixpath.relpath(path, root) for path in paths]})
     pq.write_table(table, path, filesystem=filesystem)
-    return re.sub(r"^(\w+://(anonymous@)?)?.*", r"\1", source) + root
+    return scheme_of(source) + root
 
 
 def read_manifest(manifest: str, limit: int | None = None) -> list[str]:

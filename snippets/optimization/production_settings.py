@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from snippets.optimization.engines import BATCH_SIZE, ENGINES
+
+# isort: split
 # --8<-- [start:imports]
 import difflib
 import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 # --8<-- [end:imports]
 
@@ -39,6 +42,26 @@ class Settings(BaseModel):
     actors: int | None = Field(default=None, gt=0)
     num_gpus: float | None = Field(default=None, ge=0)
     dtype: str = Field(default="auto", pattern="^(auto|float32|bfloat16|float16)$")
+    engine: str = Field(default="eager", pattern=f"^(eager|{'|'.join(ENGINES)})$")  # eager: PyTorch as it comes
+    calibration: str | None = None  # images that say which range int8 has to cover
+
+    @property
+    def gpus(self) -> float | None:
+        """GPUs of an actor, None for what the cluster has. Engines run on the CPUs."""
+        return self.num_gpus if self.engine == "eager" else 0
+
+    @model_validator(mode="after")
+    def check_engine(self) -> Self:
+        """Refuse what an engine would not heed."""
+        needs_calibration = False
+        if self.engine != "eager":
+            needs_calibration = ENGINES[self.engine].precision == "int8"
+            if self.dtype != "auto" or self.num_gpus or self.batch_size not in (None, BATCH_SIZE):
+                batches = f"in batches of {BATCH_SIZE}, on CPUs, in its own precision"
+                raise ValueError(f"engine {self.engine} runs {batches}: set no batch_size, num_gpus or dtype")
+        if needs_calibration != (self.calibration is not None):
+            raise ValueError(f"calibration is needed for int8, and for nothing else: engine is {self.engine}")
+        return self
 
 
 # --8<-- [end:settings]
@@ -76,6 +99,8 @@ def _read_file(file: str) -> dict[str, Any]:
 
 
 def _sentence(problem: Any, origins: Mapping[str, str]) -> str:
+    if not problem["loc"]:  # of settings that do not go together
+        return f"{problem['ctx']['error']}."
     name = str(problem["loc"][0])
     if problem["type"] == "missing":
         return f"There is no value for {name}: set it in the file, as {PREFIX}{name.upper()}, or as --{name}."

@@ -132,8 +132,10 @@ class RunRecord:
         began = datetime.now(UTC)
         self.run_id = f"{began:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         self.filesystem, self.path = filesystem, f"{path}/runs/{self.run_id}.json"
-        packages = ("ray", "torch", "transformers", "pyarrow", "pillow")
-        versions = {name: importlib.metadata.version(name) for name in packages}
+        versions = {}
+        for name in ("ray", "torch", "transformers", "pyarrow", "pillow", "onnxruntime", "openvino"):
+            with suppress(importlib.metadata.PackageNotFoundError):  # the last two, where no engine runs
+                versions[name] = importlib.metadata.version(name)
         self.content: dict[str, Any] = {
             "run_id": self.run_id,
             "status": "running",

@@ -7,26 +7,29 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from snippets.reference.generated import ROOT, update
 
-PART = "fundamentals"
+# A list for each part: all of them would be a page that takes long to load.
+LISTS = {"fundamentals": "api", "optimization": "api_optimization", "architecture": "api_architecture"}
 HELPERS = ("samples", "command", "recording", "checkpoint")
 
-Definition = ast.FunctionDef | ast.ClassDef
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+Definition = Function | ast.ClassDef
 
 
-def modules() -> list[Path]:
-    """Return the modules of the pages, then the helpers."""
+def modules(part: str) -> list[Path]:
+    """Return the modules of a part's pages, and after those of the first the helpers."""
     snippets = ROOT / "snippets"
-    shown = sorted(path for path in (snippets / PART).glob("*.py") if path.stem != "__init__")
-    return [*shown, *(snippets / f"{name}.py" for name in HELPERS)]
+    shown = sorted(path for path in (snippets / part).glob("*.py") if path.stem != "__init__")
+    return [*shown, *(snippets / f"{name}.py" for name in HELPERS if part == "fundamentals")]
 
 
 def signature(node: Definition) -> str:
     """Return how a function or class is called, as one line; a dataclass is called with its fields."""
-    if isinstance(node, ast.FunctionDef):
+    if isinstance(node, Function):
         result = f" -> {ast.unparse(node.returns)}" if node.returns else ""
         return f"{node.name}({_arguments(node)}){result}"
     if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
@@ -36,14 +39,14 @@ def signature(node: Definition) -> str:
     return f"{node.name}({''.join(built)})"
 
 
-def _arguments(node: ast.FunctionDef) -> str:
+def _arguments(node: Function) -> str:
     arguments = ast.unparse(node.args).removeprefix("self").removeprefix(", ")
     return re.sub(r"(?<=[\w\]])=(?!=)", " = ", arguments)
 
 
-def functions(body: list[ast.stmt]) -> Iterator[ast.FunctionDef]:
+def functions(body: list[ast.stmt]) -> Iterator[Function]:
     """Yield the functions of a body."""
-    return (node for node in body if isinstance(node, ast.FunctionDef))
+    return (node for node in body if isinstance(node, Function))
 
 
 def describe(node: Definition, module: str) -> str:
@@ -66,16 +69,17 @@ def describe_module(path: Path) -> str:
     tree = ast.parse(path.read_text("utf-8"))
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     says = (ast.get_docstring(tree) or "").partition("\n\n")[0]
-    pages = [page for page in (f"{PART}/{path.stem}.md", f"{path.stem}.md") if (ROOT / "docs" / page).is_file()]
+    places = (f"{path.parent.name}/{path.stem}.md", f"{path.stem}.md")
+    pages = [page for page in places if (ROOT / "docs" / page).is_file()]
     says += "".join(f" [Its page](../{page})." for page in pages)
-    public = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and not n.name.startswith("_")]
+    public = [n for n in tree.body if isinstance(n, Definition) and not n.name.startswith("_")]
     return "\n\n".join([f"## `{name}` {{#{path.stem}}}", says, *(describe(node, path.stem) for node in public)])
 
 
-def render() -> str:
-    """Return the generated part of the page."""
-    return "\n\n".join(map(describe_module, modules())) + "\n"
+def render(part: str) -> str:
+    """Return the generated part of a part's page."""
+    return "\n\n".join(map(describe_module, modules(part))) + "\n"
 
 
 if __name__ == "__main__":
-    sys.exit(update("api", render))
+    sys.exit(max([update(name, partial(render, part)) for part, name in LISTS.items()]))

@@ -63,12 +63,16 @@ FRAMES = "fundamentals/preprocessing.md#a-function-on-frames"
 IN_FRAMES = "fundamentals/preprocessing.md#what-may-be-in-a-frame"
 WRITE = "fundamentals/results.md#write-once"
 STOP = "optimization/production.md#end-when-asked"
+BRING = "optimization/own_model.md#bring-your-code-to-the-workers"
+LOG = "optimization/monitoring.md#find-the-rows-in-the-log"
 PARQUET = "reference/changes.md#override_num_blocks"
 READ_ONLY = "reference/changes.md#read-only-batches"
+NAMED = "optimization/patterns.md#read-less"
 LARGE = "architecture/blocks.md#who-decides-how-large"
 CUT = "architecture/blocks.md#how-batches-are-cut"
 MEMORY = "architecture/memory.md#what-memory-does"
 GROWS = "architecture/backpressure.md#pools-that-grow-and-shrink"
+TIMED = "architecture/scaling.md#an-accelerator-that-is-a-wait"
 BREAKS = "architecture/streaming.md#the-first-result-and-what-breaks-streaming"
 
 CALLS = (
@@ -79,10 +83,16 @@ CALLS = (
                 "address", "the cluster to join; without it that of `RAY_ADDRESS`, or a new one here", CONNECT
             ),
             Parameter("num_cpus", "CPUs that a Ray started here schedules; raises with an address", CONNECT),
+            Parameter("runtime_env", "what the job's processes start with, such as `working_dir`", BRING),
             Parameter(
                 "ignore_reinit_error", "whether a second call returns the connection instead of raising", DASHBOARD
             ),
+            Parameter("logging_config", "how this process and its workers log; `None` for text", LOG),
         ),
+    ),
+    Call(
+        "ray.LoggingConfig",
+        (Parameter("encoding", "`TEXT`, or `JSON` for an object a line", LOG),),
     ),
     Call(
         "ray.util.state.list_actors",
@@ -196,6 +206,7 @@ CALLS = (
             Parameter("compute", "tasks or actors, and how many", TOGETHER),
             Parameter("fn_kwargs", "keyword arguments of each call", NAIVE),
             Parameter("fn_constructor_args", "arguments of the class, which is built once an actor", TOGETHER),
+            Parameter("fn_constructor_kwargs", "the same by their names", TIMED),
             Parameter("num_cpus", "CPUs that each task or actor reserves; `None` for one", SIZE),
             Parameter("num_gpus", "GPUs that each reserves; a part of one is allowed", SIZE),
             Parameter("memory", "bytes of memory that each reserves, and may exceed", MEMORY),
@@ -222,6 +233,10 @@ CALLS = (
             Parameter("batch_format", "what a batch is, such as a table of `pyarrow`", STOP),
             Parameter("prefetch_batches", "batches to fetch before the first is handed out", STOP),
         ),
+    ),
+    Call(
+        "ray.data.Dataset.filter",
+        (Parameter("expr", "rows to keep, named by columns, which a read can take", NAMED),),
     ),
     Call("ray.data.Dataset.take_batch", (Parameter("batch_size", "rows to look at", LOOK),)),
     Call(

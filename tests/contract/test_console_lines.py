@@ -165,7 +165,7 @@ def test_make_test_runs_everything() -> None:
         r"ruff check \.",
         r"mypy$",
         r"mkdocs build --strict",
-        r"pytest tests --junitxml=\.cache/tests\.xml",
+        r"pytest tests -n \d+ --junitxml=\.cache/tests\.xml",
         r"pytest --codeblocks docs ",
         r"python -m tests\.claims \.cache/tests\.xml \.cache/blocks\.json",
     ):

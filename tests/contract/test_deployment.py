@@ -29,15 +29,14 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli, start
 from ray.scripts.symmetric_run import curate_and_validate_ray_start_args, symmetric_run
 
-from snippets.command import build_parser
-from snippets.fundamentals import results
+from snippets.optimization.production import build_parser
 from tests.page_rendering import ROOT
 
 DEPLOY = ROOT / "deploy"
 FILES = ("Dockerfile", "anyscale.yaml", "aws.yaml", "rayjob.yaml", "slurm.sh")
 PAGE = ROOT / "docs" / "architecture" / "deployment.md"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-PYTHON_AND_MODULE = ["python", "-m", "snippets.fundamentals.results"]
+PYTHON_AND_MODULE = ["python", "-m", "snippets.optimization.production"]
 
 Schema = dict[str, Any]
 TEXT: Schema = {"type": "string", "minLength": 1}
@@ -148,7 +147,7 @@ ANYSCALE = closed(
 # Of the options and variables in https://slurm.schedmd.com/sbatch.html those that such a script may need.
 SBATCH_OPTIONS = {
     *("account", "constraint", "cpus-per-task", "error", "exclusive", "gpus-per-node", "gres", "job-name"),
-    *("mem", "nodes", "no-requeue", "ntasks-per-node", "output", "partition", "qos", "time"),
+    *("mem", "nodes", "ntasks-per-node", "output", "partition", "qos", "requeue", "time"),
 }
 SLURM_VARIABLES = {
     *("SLURM_CPUS_PER_TASK", "SLURM_GPUS_ON_NODE", "SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_JOB_NUM_NODES"),
@@ -201,8 +200,8 @@ def rayjob_problems(text: str) -> Iterator[str]:
         yield "it keeps its machines"
     if cluster["headGroupSpec"].get("rayStartParams", {}).get("num-cpus") != "0":
         yield "tasks run on the head"
-    if document["spec"].get("backoffLimit", 0):
-        yield "it is tried again"
+    if not document["spec"].get("backoffLimit"):  # the default is 0
+        yield "it is not started again"
     for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
         yield from pod_problems(group["template"])
         yield from start_problems([f"--{name}={value}" for name, value in group["rayStartParams"].items()])
@@ -232,8 +231,8 @@ def anyscale_problems(text: str) -> Iterator[str]:
     yield from shape_problems(document, ANYSCALE)
     if document["compute_config"]["head_node"].get("resources") != {"CPU": 0}:
         yield "tasks run on the head"
-    if document.get("max_retries") != 0:
-        yield "it is tried again"  # the default is 1
+    if not document.get("max_retries", 1):
+        yield "it is not started again"
 
 
 def script_problems(text: str) -> Iterator[str]:
@@ -247,8 +246,8 @@ def script_problems(text: str) -> Iterator[str]:
         yield "a line of #SBATCH that is none"
     names = set(re.findall(r"\bSLURM_\w+", text))
     yield from (f"Slurm sets no {name}" for name in sorted(names - SLURM_VARIABLES))
-    if "no-requeue" not in options:
-        yield "it is tried again"
+    if "requeue" not in options:
+        yield "it is not started again"  # where the cluster's default is not to
 
 
 def dockerfile_problems(text: str) -> Iterator[str]:
@@ -347,15 +346,18 @@ def command_problems(command: list[str]) -> Iterator[str]:
         yield f"another command: {shlex.join(words[:3])}"
         return
     try:
-        options = build_parser(results).parse_args(words[3:])
+        options = build_parser().parse_args(words[3:])
     except SystemExit:
         yield f"{PYTHON_AND_MODULE[-1]} does not take: {shlex.join(words[3:])}"
         return
-    if sorted(word for word in words if word.startswith("--")) != ["--images", "--output"]:
+    if sorted(word for word in words if word.startswith("--")) != ["--manifest", "--model", "--output"]:
         yield "other options than the others"
-    for place in (options.images, options.output):
+        return
+    for place in (options.manifest, options.output):
         if not place.startswith(("s3://YOUR-BUCKET/", "/shared/")):
             yield f"{place}, which not every node sees"
+    if not re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", options.model):
+        yield f"{options.model}, which may be another when it is started again"
 
 
 def commands(name: str, text: str) -> list[list[str]]:
@@ -380,7 +382,7 @@ def all_problems(name: str, text: str) -> list[str]:
 
 
 def test_each_file_has_its_checks_and_is_shown_on_the_page() -> None:
-    assert {path.name for path in DEPLOY.iterdir()} == set(FILES) == set(CHECKS)
+    assert {path.name for path in DEPLOY.iterdir() if path.is_file()} == set(FILES) == set(CHECKS)
     shown = re.findall(r'--8<-- "deploy/([^"]+)"', PAGE.read_text("utf-8"))
     assert sorted(shown) == sorted(FILES)
 
@@ -402,10 +404,11 @@ FAULTS = {
     "more-asked-than-given": ("rayjob.yaml", "limits: {cpu: 8", "limits: {cpu: 16", "requests and limits differ"),
     "another-ray": ("rayjob.yaml", "rayVersion: 2.60.0", "rayVersion: 2.59.0", "Ray 2.59.0 and not"),
     "no-token": ("rayjob.yaml", "mode: token", "mode: disabled", "no token"),
-    "tried-again": ("rayjob.yaml", "backoffLimit: 0", "backoffLimit: 3", "it is tried again"),
+    "started-once": ("rayjob.yaml", "backoffLimit: 3", "backoffLimit: 0", "it is not started again"),
     "kept-machines": ("rayjob.yaml", "Finishes: true", "Finishes: false", "it keeps its machines"),
     "another-image": ("rayjob.yaml", "inference:0.1.0", "inference:0.2.0", "the image "),
-    "another-module": ("rayjob.yaml", "fundamentals.results", "fundamentals.result", "another command"),
+    "another-module": ("rayjob.yaml", "optimization.production", "optimization.produce", "another command"),
+    "any-revision": ("rayjob.yaml", "resnet-50@34c2", "resnet-50@main-34c2", "may be another when it is started"),
     "no-such-option": ("rayjob.yaml", "--output", "--outputs-to", "does not take"),
     "a-place-of-one-node": ("rayjob.yaml", "s3://YOUR-BUCKET/predictions", "/tmp", "which not every node sees"),
     "no-such-file": ("rayjob.yaml", "-f deploy/rayjob.yaml", "-f deploy/job.yaml", "there is no deploy/job.yaml"),
@@ -420,7 +423,7 @@ FAULTS = {
     "never-down": ("aws.yaml", "# ray down --yes deploy/aws.yaml\n", "", "it keeps its machines"),
     "no-such-field-of-anyscale": ("anyscale.yaml", "image_uri", "image_url", "unexpected"),
     "no-such-field-of-a-node": ("anyscale.yaml", "max_nodes", "max_node", "unexpected"),
-    "a-default-retry": ("anyscale.yaml", "max_retries: 0", "tags: {}", "it is tried again"),
+    "no-retry": ("anyscale.yaml", "max_retries: 3", "max_retries: 0", "it is not started again"),
     "no-such-option-of-sbatch": ("slurm.sh", "--gpus-per-node", "--gpu-per-node", "sbatch has no --gpu-per-node"),
     "no-such-variable-of-slurm": (
         "slurm.sh",
@@ -428,7 +431,7 @@ FAULTS = {
         "_GPUS_ON_NODES",
         "Slurm sets no SLURM_GPUS_ON_NODES",
     ),
-    "requeued": ("slurm.sh", "#SBATCH --no-requeue\n", "", "it is tried again"),
+    "not-requeued": ("slurm.sh", "#SBATCH --requeue\n", "", "it is not started again"),
     "unquoted": ("slurm.sh", '--address "$RAY_ADDRESS"', "--address $RAY_ADDRESS", "SC2086"),
     "nobody-reads-the-mode": ("slurm.sh", "RAY_AUTH_MODE", "RAY_AUTH_MODUS", "nobody reads RAY_AUTH_MODUS"),
     "an-image-of-another-ray": ("Dockerfile", "ray:2.60.0", "ray:2.9.0", "Ray 2.9.0 and not"),
@@ -504,6 +507,8 @@ def slurm_problems(text: str, folder: Path) -> Iterator[str]:
     if sorted(rest) != ["--num-cpus", "--num-gpus", "1", "16"]:
         yield f"Ray takes what it finds on the node: {rest}"
     yield from command_problems(course)
+    if course[-1] != "/shared/predictions/7":  # the number of the job, which it keeps
+        yield f"another place the next time: {course[-1]}"
 
 
 def test_slurm_starts_ray_once_a_node_and_the_command_on_the_first(tmp_path: Path) -> None:
@@ -518,6 +523,7 @@ SLURM_FAULTS = {
     "token-in-the-log": (" >/dev/null", "", "the token is in the log"),
     "no-mode": ("RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled", "no token before Ray starts"),
     "another-option": ("--output", "--limit 3 --output", "other options than the others"),
+    "another-place-each-time": ("predictions/$SLURM_JOB_ID", "predictions/$RANDOM", "another place the next time"),
     "a-local-place": ("/shared/predictions", "/tmp/predictions", "which not every node sees"),
 }
 

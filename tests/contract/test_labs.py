@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,12 +12,15 @@ import nbformat
 import pytest
 
 from tests.labs import (
+    IN_KERNEL,
     INSTALL,
     LABS,
     Lab,
     Prose,
+    bindings,
     execute,
     main,
+    packages_of,
     pages_of,
     path_of,
     printed_by,
@@ -36,12 +41,12 @@ logging.getLogger("traitlets").setLevel(logging.ERROR)
 
 @pytest.fixture(scope="module")
 def lab() -> Lab:
-    return Lab("fundamentals")
+    return Lab(IN_KERNEL)
 
 
 @pytest.fixture
 def committed() -> NotebookNode:
-    notebook: NotebookNode = nbformat.read(path_of("fundamentals"), nbformat.NO_CONVERT)
+    notebook: NotebookNode = nbformat.read(path_of(IN_KERNEL), nbformat.NO_CONVERT)
     return notebook
 
 
@@ -52,10 +57,7 @@ def test_committed_notebooks_are_what_the_pages_say(capsys: pytest.CaptureFixtur
 
 def test_every_block_of_the_part_that_can_run_is_a_cell_once(lab: Lab) -> None:
     executed = [
-        block
-        for page in pages_of("fundamentals")
-        for block in collect(page)
-        if block.is_executed and not block.gpu
+        block for page in pages_of(IN_KERNEL) for block in collect(page) if block.is_executed and not block.gpu
     ]
     repeated = [block for block in executed if block not in lab.blocks.values()]
     # Only what earlier pages hold already is left out: definitions that are there, and nothing that prints.
@@ -71,11 +73,47 @@ def test_every_block_of_the_part_that_can_run_is_a_cell_once(lab: Lab) -> None:
         assert source.count(f"\n{definition}") == 1, definition
 
 
-def test_text_has_no_trace_of_the_sites_own_syntax(lab: Lab) -> None:
-    for cell in lab.cells:
+@pytest.mark.parametrize("part", LABS)
+def test_a_cell_finds_each_name_bound_as_its_page_binds_it(part: str) -> None:
+    made, bound = Lab(part), dict[str, str]()
+    sources = {made.blocks[cell.id].name: cell.source for cell in made.cells if cell.id in made.blocks}
+    for page in pages_of(part):
+        on_page: dict[str, str] = {}
+        for block in collect(page):
+            if block.language == "python" and not block.gpu:
+                on_page |= bindings(block.source)
+                bound |= bindings(sources.get(block.name, ""))
+                assert {name: code for name, code in on_page.items() if bound.get(name) != code} == {}, block.where
+    code = ast.parse("\n".join(sources.values())).body
+    connecting = [found[1] for node in code if (found := re.match(r"ray\.(init|shutdown)\(", ast.unparse(node)))]
+    assert connecting[::2] == ["init"] * len(connecting[::2])  # no page finds another's connection
+    assert connecting[1::2] == ["shutdown"] * len(connecting[1::2])
+
+
+def test_what_a_name_is_bound_to_is_the_code_that_bound_it_last() -> None:
+    source = "import os.path\nfrom a import b as c\nx = 1\ndef f(y): z = y\nclass C: w = 1\nfor x in []: pass"
+    assert bindings(source) == {
+        "os": "import os.path",
+        "c": "from a import b",
+        "x": "for x in []:\n    pass",
+        "f": "def f(y):\n    z = y",
+        "C": "class C:\n    w = 1",
+    }
+
+
+def test_a_part_installs_what_setup_names_and_what_it_needs_besides() -> None:
+    assert packages_of("architecture").startswith('"ray[data,default]==')
+    assert packages_of("optimization").startswith(packages_of("architecture"))
+    assert '"openvino==' in packages_of("optimization")
+
+
+@pytest.mark.parametrize("part", LABS)
+def test_text_has_no_trace_of_the_sites_own_syntax(part: str) -> None:
+    for cell in Lab(part).cells:
         if cell.cell_type == "markdown":
-            for trace in ("{#", "--8<--", "!!!", "???", "<!--", "<svg", ".md)", ".md#"):
+            for trace in ("{#", "--8<--", "!!!", "???", "<!--", "<svg", "<script"):
                 assert trace not in cell.source, (cell.id, trace)
+            assert not re.search(r"\]\((?!https?:)[^)]*\.md[)#]", cell.source), cell.id
 
 
 def test_prose_is_flattened() -> None:
@@ -91,7 +129,7 @@ def test_prose_is_flattened() -> None:
         '<figure class="chart"><svg>',
         "</svg></figure>",
         "",
-        "After.",
+        "After. <!-- definition -->",
         "<!--pytest.mark.gpu-->",
     ]
     assert Prose().flatten(lines) == (
@@ -121,15 +159,17 @@ def test_drift_is_named(lab: Lab, committed: NotebookNode, change: str, said: st
 
 def test_outputs_are_kept_while_the_code_is_the_same(lab: Lab, tmp_path: Path) -> None:
     notebook = lab.notebook()
-    kept = with_outputs_of(path_of("fundamentals"), notebook)
+    kept = with_outputs_of(path_of(IN_KERNEL), notebook)
     assert kept is not None and problems(lab, kept) == []
     code = next(cell for cell in lab.notebook().cells if cell.id in lab.blocks)
     code.source += "  # another"
-    assert with_outputs_of(path_of("fundamentals"), nbformat.v4.new_notebook(cells=[code])) is None
+    assert with_outputs_of(path_of(IN_KERNEL), nbformat.v4.new_notebook(cells=[code])) is None
     assert with_outputs_of(tmp_path / "nothing.ipynb", notebook) is None
 
 
-def test_no_output_holds_a_path_of_this_machine(committed: NotebookNode) -> None:
+@pytest.mark.parametrize("part", LABS)
+def test_no_output_holds_a_path_of_this_machine(part: str) -> None:
+    committed = nbformat.read(path_of(part), nbformat.NO_CONVERT)
     printed = "".join(printed_by(cell) for cell in committed.cells if cell.cell_type == "code")
     assert printed
     assert str(ROOT) not in printed and str(Path.home()) not in printed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import ray
 
 from snippets.command import run_module
+from snippets.optimization import preflight
 
 if TYPE_CHECKING:
     from snippets.samples import Samples
@@ -159,6 +161,35 @@ def test_an_unknown_name_ends_within_a_minute_with_or_without_a_network(sample_s
     assert (status, output) == (2, "")
     assert errors.startswith("There is no folder nobody/no-such-model, and the Hugging Face hub gives no such ")
     assert errors.count("\n") == 1
+
+
+def test_a_preflight_says_each_thing_that_is_wrong_and_prints_what_it_found(tmp_path: Path) -> None:
+    wrong = ("--manifest", "/nowhere.parquet", "--model", "/nowhere", "--output", f"{tmp_path}/output", "--json")
+    status, output, errors = run_alone("snippets.optimization.preflight", *wrong)
+    assert status == 2
+    assert errors.splitlines() == [
+        "There is no manifest /nowhere.parquet.",
+        "There is no checkpoint folder /nowhere.",
+    ]
+    assert json.loads(output)["refusals"] == errors.splitlines()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("--price-an-hour=-1", "argument --price-an-hour: must be a number of at least 0, not -1."),
+        ("--deadline=nan", "argument --deadline: must be a number of at least 0, not nan."),
+        ("--deadline=soon", "argument --deadline: must be a number of at least 0, not soon."),
+        ("--sample=0", "argument --sample: must be a whole number of at least 1, not 0."),
+    ],
+)
+def test_an_option_of_a_preflight_that_cannot_be_is_named(
+    no_ray: None, capsys: pytest.CaptureFixture[str], option: str, sentence: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        preflight.main([option])
+    assert capsys.readouterr() == ("", f"python -m snippets.optimization.preflight: {sentence}\n")
 
 
 # What only the cluster can tell

@@ -115,8 +115,10 @@ def test_workers_that_were_started_without_the_variables_are_refused(
     assert sentence.startswith("The job ended in ")
     assert "Cannot use s3://own/images/" in sentence
     assert f"at {bucket.server.endpoint}: access is denied," in sentence
-    report = run("actor_pool", "--limit", "4", "--json", IMAGES=bucket.images, **variables).report
-    assert (report["rows"], report["errors"]) == (4, 4)
+    done = run("actor_pool", "--limit", "4", "--json", IMAGES=bucket.images, **variables)
+    report = json.loads(done.output)
+    assert (done.status, report["rows"], report["errors"]) == (1, 4, 4)
+    assert "Every row carries an error, as the first does: " in done.errors.splitlines()[-1]
 
 
 def test_the_page_reads_from_s3(bucket: Bucket, sample_set: Samples, tmp_path: Path, seen: list[str]) -> None:

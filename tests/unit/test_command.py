@@ -224,9 +224,7 @@ def test_user_code_that_fails_is_named_by_its_cause_not_by_rays_wrapper() -> Non
     assert explain(error) == "The job ended in Map: KeyError: 'cause'"
 
 
-def test_an_error_of_ours_keeps_its_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_error_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     assert explain(ZeroDivisionError()) is None
 
     def fail(*_: object) -> None:
@@ -235,10 +233,30 @@ def test_an_error_of_ours_keeps_its_traceback(
     monkeypatch.setattr(command, "run", fail)
     with pytest.raises(ZeroDivisionError, match="ours"):
         run_module("snippets.fundamentals.setup", [])
-    monkeypatch.setattr(command, "run", lambda *_: ({"rows": 2, "seconds": 1.23456}, [{"a": 1}]))
+
+
+@pytest.mark.parametrize(
+    ("rows", "errors", "status", "said"),
+    [
+        (2, 0, 0, ""),
+        (2, 1, 0, ""),
+        (0, 0, 0, ""),
+        (2, 2, 1, "Every row carries an error, as the first does: OSError: broken\n"),
+    ],
+)
+def test_a_run_of_which_every_row_carries_an_error_ends_with_1_after_its_report(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    rows: int,
+    errors: int,
+    status: int,
+    said: str,
+) -> None:
+    report = {"rows": rows, "errors": errors, "seconds": 1.23456}
+    monkeypatch.setattr(command, "run", lambda *_: (report, [{"a": 1, "error": "OSError: broken"}]))
     with pytest.raises(SystemExit) as ended:
         run_module("snippets.fundamentals.setup", ["--json"])
-    assert (ended.value.code, capsys.readouterr().out) == (0, '{"rows": 2, "seconds": 1.23456}\n')
+    assert (ended.value.code, *capsys.readouterr()) == (status, json.dumps(report) + "\n", said)
 
 
 # Counting and showing what came out

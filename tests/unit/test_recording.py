@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,6 +109,26 @@ def test_memory_of_a_child_is_seen_and_of_the_parent_alone_is_not() -> None:
     assert with_child - alone > 0.9 * ALLOCATED_BYTES
     assert samplers[0].stop() == with_child
     assert not samplers[0].thread.is_alive()
+
+
+def test_sampling_takes_a_bounded_share_of_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    spent: list[float] = []
+
+    def read_slowly(process: psutil.Process) -> int:
+        began = time.thread_time()
+        while time.thread_time() - began < 0.02:
+            pass
+        spent.append(time.thread_time() - began)
+        return 0
+
+    monkeypatch.setattr(recording, "_memory_bytes", read_slowly)
+    monkeypatch.setattr(recording, "SAMPLE_S", 0.001)
+    began = time.monotonic()
+    sampler = MemorySampler([psutil.Process()], with_children=False)
+    while len(spent) < 2:
+        time.sleep(0.01)
+    assert time.monotonic() - began > spent[0] / recording.SAMPLING_SHARE
+    sampler.stop()
 
 
 def test_a_process_that_has_ended_counts_nothing() -> None:

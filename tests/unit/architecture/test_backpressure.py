@@ -197,9 +197,10 @@ def test_a_pool_that_holds_every_cpu_ends_in_an_error_and_one_that_leaves_one_in
 ) -> None:
     cpus = int(ray.cluster_resources()["CPU"])
     assert (cpus_left(cpus, 1), cpus_left(cpus - 1, 1), cpus_left(cpus, 0)) == (0, 1, cpus)
-    stuck = feed_pool(ActorPoolStrategy(size=cpus), num_cpus=1, no_progress_timeout_s=20)
+    stuck = feed_pool(ActorPoolStrategy(size=cpus), num_cpus=1, no_progress_timeout_s=3)
+    stuck.context.wait_for_min_actors_s = 120  # from when all actors are there, seconds are enough
     watched = watch_executor(stuck, account)
-    with pytest.raises(ExecutionTimeoutError, match="no progress for at least 20s"):
+    with pytest.raises(ExecutionTimeoutError, match="no progress for at least 3s"):
         stuck.take_all()
     _, reads, model = watched.looks[-1]
     assert (model.actors, reads.finished) == (cpus, 0)  # that is why, and not that they were slow to start

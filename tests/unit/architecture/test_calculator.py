@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snippets.architecture.calculator import CONSTANTS, DEFAULTS, INPUTS, QUANTITIES, Plan, accept, plan
-from snippets.architecture.calculator_files import ROOT, SCRIPT, SECTIONS, main, render, show
+from snippets.architecture.calculator_files import ROOT, SCRIPT, SECTIONS, constants_table, main, render, show
 
 if TYPE_CHECKING:
     from snippets.samples import Samples
@@ -109,6 +109,22 @@ def test_every_preset_is_within_the_limits_and_has_a_source(preset: str) -> None
     [of] = [each for each in QUANTITIES["preset"] if each["name"] == preset]
     assert of["source"].startswith("https://")
     assert plan({**DEFAULTS, **PRESETS[preset]}).answers["nodes"] >= 1
+
+
+def test_every_constant_has_a_source_and_the_value_that_is_there() -> None:
+    from ray._private import ray_constants
+    from ray.data._internal.execution.resource_manager import ResourceManager
+
+    from snippets.fundamentals.actor_pool import BLOCKS_IN_FLIGHT
+
+    assert [each["name"] for each in QUANTITIES["constant"]] == list(CONSTANTS)
+    rows = constants_table().splitlines()[2:]
+    for each, row in zip(QUANTITIES["constant"], rows, strict=True):
+        assert row == f"| {each['label']} | {show(CONSTANTS[each['name']])} | [{each['from']}]({each['source']}) |"
+    assert CONSTANTS["store_share"] == ray_constants.DEFAULT_OBJECT_STORE_MEMORY_PROPORTION
+    assert CONSTANTS["store_most_gb"] * 1e9 == ray_constants.DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES
+    assert CONSTANTS["data_share"] == ResourceManager.DEFAULT_OBJECT_STORE_MEMORY_LIMIT_FRACTION
+    assert CONSTANTS["blocks_in_flight"] == BLOCKS_IN_FLIGHT
 
 
 @pytest.mark.parametrize(

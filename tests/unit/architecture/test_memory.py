@@ -1,7 +1,9 @@
 """Readers share what lies in the object store, writers and objects do not, and what is full says so."""
 
 import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +12,14 @@ from ray.data.exceptions import ExecutionTimeoutError
 
 from snippets.architecture.memory import (
     convert,
+    follow,
     growth,
     main,
     measure,
     photographs,
     reserve,
     spilled_so_far,
+    start_with_shm,
     where,
 )
 from tests.ray_cluster import OBJECT_STORE_BYTES, WORKERS, RayCluster
@@ -58,6 +62,31 @@ def test_numbers_stay_in_the_store_and_objects_are_copied(
     assert least * 64e6 <= found["grown"] <= most * 64e6
     if column == "pixels":
         assert found["writeable"] == ("zero_copy_batch" in options)
+
+
+def test_a_tensor_is_a_view_and_its_floats_are_four_times_the_batch() -> None:
+    steps = follow(rows=40)
+    assert [row["step"] for row in steps] == ["array", "tensor of it", "torch.float32"]
+    assert [row["own"] for row in steps] == pytest.approx([0, 0, 4], abs=0.3)
+    assert [row["shared"] for row in steps] == pytest.approx([1, 1, 1], abs=0.3)
+    assert {row["device"] for row in steps} == {0}
+
+
+@pytest.mark.parametrize("may_mount", [True, False])
+def test_a_store_that_dev_shm_does_not_hold_lies_in_files(
+    may_mount: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not may_mount:
+        refuses = tmp_path / "unshare"
+        refuses.write_text("#!/bin/sh\necho 'unshare: Operation not permitted' >&2\nexit 1\n")
+        refuses.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert start_with_shm(64_000_000, 80_000_000) == "a folder of temporary files"
+
+
+def test_a_large_store_is_refused_where_dev_shm_is_small() -> None:
+    refusal = start_with_shm(64_000_000, 11_000_000_000)
+    assert refusal.startswith("ValueError: The configured object store size (11.0 GB) exceeds /dev/shm size (0.06")
 
 
 def test_kept_images_spill_and_images_that_pass_do_not() -> None:

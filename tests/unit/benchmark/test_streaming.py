@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from snippets.benchmark import streaming
-from snippets.benchmark.render import format_streams
+from snippets.benchmark.provenance import ROOT
+from snippets.benchmark.render import format_sections
 from snippets.benchmark.streaming import (
     RUNS,
+    STREAMING,
     StreamPlan,
     ask_for_stream,
     draw_stream,
     load_streams,
     measure_streams,
+    stream_sections,
     streams_numbers,
     streams_table,
     summarize_streams,
@@ -109,7 +112,7 @@ def test_the_figure_has_a_lane_a_worker(tmp_path: Path) -> None:
 
 
 def test_the_rendered_file_has_a_section_a_number(tmp_path: Path) -> None:
-    text = format_streams(measured(tmp_path)[1])
+    text = format_sections(stream_sections(measured(tmp_path)[1]))
     for name in ("table", "provenance-line", "memory-16x", "store-16x", "first-row-materialized"):
         assert f"[start:{name}]" in text
     assert "Medians of 2 rounds" in text
@@ -193,3 +196,20 @@ def test_a_stream_is_measured_in_a_process_of_its_own(monkeypatch: pytest.Monkey
     )
     starts = [row["began_s"] for row in found["timeline"]]
     assert all(before <= after for before, after in pairwise(starts))
+
+
+def published(run: str, key: str) -> float:
+    found = summarize_streams(load_streams(STREAMING))[run][key]
+    assert found is not None
+    return float(found["median"])
+
+
+def test_memory_over_sixteen_times_the_data_stays() -> None:
+    results = load_streams(STREAMING)
+    assert results["complete"] and not results["provenance"]["uncommitted_changes"]
+    assert published("16x", "memory_over_1x") <= 1.1
+
+
+def test_the_page_says_that_the_store_grew_only_where_it_did() -> None:
+    page = (ROOT / "docs" / "architecture" / "streaming.md").read_text("utf-8")
+    assert ("reached more in the longer runs" in page) == (published("16x", "store_over_1x") > 1.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pydantic
 import pytest
@@ -36,6 +37,7 @@ def test_settings_do_not_change_while_a_run_uses_them() -> None:
         ("num_gpus", "-1", "cannot be '-1': it should be greater than or equal to 0."),
         ("output", "", "cannot be '': String should have at least 1 character."),
         ("dtype", "int8", "cannot be 'int8': String should match pattern"),
+        ("engine", "tensorrt", "cannot be 'tensorrt': String should match pattern"),
     ],
 )
 def test_a_value_that_cannot_be_is_named_with_its_origin_and_the_reason(
@@ -64,6 +66,29 @@ def test_each_error_is_a_sentence_and_a_misspelt_name_is_one(tmp_path: Path) -> 
             f"There is no setting zebra (from {file}).",
         ]
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"dtype": "float32"}, "engine openvino-float32 runs in batches of 16, on CPUs"),
+        ({"num_gpus": 1.0}, "engine openvino-float32 runs in batches of 16, on CPUs"),
+        ({"batch_size": 8}, "engine openvino-float32 runs in batches of 16, on CPUs"),
+        ({"calibration": "images"}, "calibration is needed for int8, and for nothing else: engine is openvino-f"),
+        (
+            {"engine": "openvino-int8"},
+            "calibration is needed for int8, and for nothing else: engine is openvino-int8.",
+        ),
+        ({"engine": "eager", "calibration": "images"}, "calibration is needed for int8"),
+    ],
+)
+def test_what_an_engine_would_not_heed_is_refused(given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        load_settings(None, {}, **{**NEEDED, "engine": "openvino-float32", **given})
+    assert str(raised.value).startswith(sentence)
+    assert str(raised.value).endswith(".") and len(str(raised.value).splitlines()) == 1
+    agreeing = load_settings(None, {}, **NEEDED, engine="openvino-float32", batch_size=16, num_gpus=0)
+    assert agreeing.gpus == 0
 
 
 @pytest.mark.parametrize(
