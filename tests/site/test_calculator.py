@@ -175,7 +175,7 @@ def test_the_script_shows_the_same_and_then_what_is_entered(opened: Page) -> Non
 
 
 def test_a_preset_fills_the_machine_and_an_edit_leaves_it(opened: Page) -> None:
-    machine = opened.get_by_label("Machine")
+    machine = opened.get_by_role("combobox", name="Machine")
     assert machine.input_value() == "g6.4xlarge"  # what the defaults are
     machine.select_option("p5.48xlarge")
     [preset] = [each for each in QUANTITIES["preset"] if each["name"] == "p5.48xlarge"]
@@ -209,7 +209,7 @@ def test_nothing_is_requested_however_often_it_changes(opened: Page, site: Site)
     opened.on("request", lambda request: requested.append(request.url))
     for hours in ("2", "3", "no number", "4"):
         opened.get_by_label("Deadline").fill(hours)
-    opened.get_by_label("Machine").select_option("g6.xlarge")
+    opened.get_by_role("combobox", name="Machine").select_option("g6.xlarge")
     opened.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     # Chromium looks at a page's icon again whenever its address changes: that much, and nothing that was entered.
     assert set(requested) <= {f"{site.url}assets/icon.svg"}
