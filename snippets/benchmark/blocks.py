@@ -15,7 +15,16 @@ from snippets.benchmark.formats import count, factor, gigabytes, median, rate, w
 from snippets.benchmark.harness import rotate, say, spread_evenly
 from snippets.benchmark.processes import ask
 from snippets.benchmark.provenance import read_hardware, read_provenance
-from snippets.benchmark.results import FIELDS, FOLDER, NUMBER, SCHEMA, check_fields, load_json, write_json
+from snippets.benchmark.results import (
+    FIELDS,
+    FOLDER,
+    NUMBER,
+    SCHEMA,
+    check_fields,
+    check_head,
+    load_json,
+    write_json,
+)
 from snippets.benchmark.summary import Round, Spread, ratio, spread
 from snippets.benchmark.tables import format_table, provenance_line
 from snippets.checkpoint import check_checkpoint
@@ -135,11 +144,7 @@ def _request(plan: BlockPlan, run: Run, paths: list[str], folder: str) -> dict[s
 
 def check_blocks(results: Any) -> None:
     """Raise ValueError, with what is wrong, unless all keys are there and each run is one that there is."""
-    check_fields("", results, BLOCK_FIELDS)
-    if results["schema"] != SCHEMA:
-        raise ValueError(f"has the schema {results['schema']}, and this code reads {SCHEMA}.")
-    if not results["rounds"]:
-        raise ValueError("has no rounds.")
+    check_head(results, BLOCK_FIELDS)
     names = list(results["rounds"][0].get("runs", {}))
     if unknown := sorted(set(names) - set(RUNS)):
         raise ValueError(f"has runs that there are not: {', '.join(unknown)}.")

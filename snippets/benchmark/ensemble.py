@@ -24,7 +24,7 @@ from snippets.benchmark.formats import (
 from snippets.benchmark.harness import rotate, say
 from snippets.benchmark.processes import ask
 from snippets.benchmark.provenance import public_name, read_hardware, read_provenance
-from snippets.benchmark.results import FIELDS, FOLDER, NUMBER, SCHEMA, check_fields, load_json, write_json
+from snippets.benchmark.results import FIELDS, FOLDER, NUMBER, SCHEMA, check_rounds, load_json, write_json
 from snippets.benchmark.summary import Round, Spread, ratio, spread
 from snippets.benchmark.tables import format_table, provenance_line
 from snippets.checkpoint import check_checkpoint
@@ -127,13 +127,7 @@ def measure_ensemble(plan: EnsemblePlan, provenance: dict[str, Any], output: Pat
 
 def check_ensemble(results: Any) -> None:
     """Raise ValueError, with what is wrong, unless all keys are there and each run is one that there is."""
-    check_fields("", results, ENSEMBLE_FIELDS)
-    if results["schema"] != SCHEMA:
-        raise ValueError(f"has the schema {results['schema']}, and this code reads {SCHEMA}.")
-    if not results["rounds"]:
-        raise ValueError("has no rounds.")
-    for index, one in enumerate(results["rounds"]):
-        check_fields(f"rounds[{index}].", one, {"order": list, "runs": {name: RUN_FIELDS for name in RUNS}})
+    check_rounds(results, ENSEMBLE_FIELDS, {"order": list, "runs": dict.fromkeys(RUNS, dict)}, RUN_FIELDS)
 
 
 def load_measured_ensemble(path: Path = ENSEMBLE) -> dict[str, Any]:

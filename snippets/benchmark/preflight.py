@@ -15,7 +15,16 @@ from snippets.benchmark.formats import count, factor, median, percent, seconds, 
 from snippets.benchmark.harness import rotate, say
 from snippets.benchmark.processes import ask
 from snippets.benchmark.provenance import Hardware, read_hardware, read_provenance
-from snippets.benchmark.results import FIELDS, FOLDER, NUMBER, SCHEMA, check_fields, load_json, write_json
+from snippets.benchmark.results import (
+    FIELDS,
+    FOLDER,
+    NUMBER,
+    SCHEMA,
+    check_fields,
+    check_head,
+    load_json,
+    write_json,
+)
 from snippets.benchmark.summary import Round, Spread, spread
 from snippets.benchmark.tables import format_table, provenance_line
 from snippets.checkpoint import check_checkpoint
@@ -109,10 +118,8 @@ def measure_flights(plan: FlightPlan, provenance: dict[str, Any], output: Path) 
 
 def check_flights(results: Any) -> None:
     """Raise ValueError, with what is wrong, unless all keys are there and each run had all images."""
-    check_fields("", results, FIELDS_OF_FLIGHTS)
-    if results["schema"] != SCHEMA:
-        raise ValueError(f"has the schema {results['schema']}, and this code reads {SCHEMA}.")
-    if not results["rounds"] or not results["dtypes"]:
+    check_head(results, FIELDS_OF_FLIGHTS)
+    if not results["dtypes"]:
         raise ValueError("has no rounds.")
     for index, one in enumerate(results["rounds"]):
         where = f"rounds[{index}]."

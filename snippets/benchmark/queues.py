@@ -14,7 +14,7 @@ from snippets.benchmark.formats import count, factor, seconds
 from snippets.benchmark.harness import say
 from snippets.benchmark.processes import ask
 from snippets.benchmark.provenance import read_hardware, read_provenance
-from snippets.benchmark.results import FIELDS, FOLDER, NUMBER, SCHEMA, check_fields, load_json, write_json
+from snippets.benchmark.results import FIELDS, FOLDER, NUMBER, SCHEMA, check_head, load_json, write_json
 from snippets.benchmark.tables import format_table, provenance_line
 from snippets.command import Parser
 
@@ -88,9 +88,7 @@ def measure_queues(plan: QueuePlan, provenance: dict[str, Any], output: Path) ->
 
 def check_queues(results: Any) -> None:
     """Raise ValueError, with what is wrong, unless all keys are there and each series has a value a change."""
-    check_fields("", results, QUEUE_FIELDS)
-    if results["schema"] != SCHEMA:
-        raise ValueError(f"has the schema {results['schema']}, and this code reads {SCHEMA}.")
+    check_head(results, QUEUE_FIELDS)
     for name, run in results["runs"].items():
         each = [run["used_blocks"], *run["queued"].values(), *run["budget_blocks"].values()]
         if not run["at_s"] or {len(values) for values in each} != {len(run["at_s"])}:

@@ -111,17 +111,27 @@ def check_results(results: Any) -> None:
         raise ValueError("has a summary that does not follow from its rounds: it was edited.")
 
 
-def check_rounds(results: Any, fields: dict[str, Any], of_round: dict[str, Any]) -> None:
-    """Raise ValueError, with what is wrong, unless the results and each of their rounds have all keys."""
+def check_head(results: Any, fields: dict[str, Any]) -> None:
+    """Raise ValueError, with what is wrong, unless the results have all keys, this schema, and a round."""
     check_fields("", results, fields)
     if results["schema"] != SCHEMA:
         raise ValueError(f"has the schema {results['schema']}, and this code reads {SCHEMA}.")
-    if not results["rounds"]:
+    if "rounds" in fields and not results["rounds"]:
         raise ValueError("has no rounds.")
+
+
+def check_rounds(
+    results: Any, fields: dict[str, Any], of_round: dict[str, Any], of_run: dict[str, Any] | None = None
+) -> None:
+    """Raise ValueError, with what is wrong, unless the results, their rounds and the runs of these have all keys.
+
+    `of_run` is what each run has; None is what a run of a pipeline reports.
+    """
+    check_head(results, fields)
     for index, one in enumerate(results["rounds"]):
         check_fields(f"rounds[{index}].", one, of_round)
         for name, run in one["runs"].items():
-            check_fields(f"rounds[{index}].runs.{name}.", run, RUN)
+            check_fields(f"rounds[{index}].runs.{name}.", run, RUN if of_run is None else of_run)
 
 
 def check_fields(where: str, found: Any, fields: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from snippets.benchmark.formats import MISSING, count, factor, median, percent, 
 from snippets.benchmark.harness import say
 from snippets.benchmark.processes import ask
 from snippets.benchmark.provenance import read_hardware, read_provenance
-from snippets.benchmark.results import FIELDS, FOLDER, NUMBER, SCHEMA, check_fields, load_json, write_json
+from snippets.benchmark.results import FIELDS, FOLDER, NUMBER, SCHEMA, check_rounds, load_json, write_json
 from snippets.benchmark.summary import Round, Spread, spread
 from snippets.benchmark.tables import format_table, provenance_line
 from snippets.command import Parser, positive
@@ -202,13 +202,7 @@ def resimulate(path: Path, most: int = 1024, images: float = 1e9) -> dict[str, A
 
 def check_scaling(results: Any) -> None:
     """Raise ValueError, with what is wrong, unless all keys are there and the calibration is theirs."""
-    check_fields("", results, SCALING_FIELDS)
-    if results["schema"] != SCHEMA:
-        raise ValueError(f"has the schema {results['schema']}, and this code reads {SCHEMA}.")
-    if not results["rounds"]:
-        raise ValueError("has no rounds.")
-    for index, one in enumerate(results["rounds"]):
-        check_fields(f"rounds[{index}].", one, {"runs": {name: RUN_FIELDS for name in PLAN}})
+    check_rounds(results, SCALING_FIELDS, {"runs": dict.fromkeys(PLAN, dict)}, RUN_FIELDS)
     if results["calibration"] != calibrate(results["rounds"]):
         raise ValueError("has a calibration that does not follow from its rounds: it was edited.")
 

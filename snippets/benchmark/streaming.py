@@ -14,7 +14,7 @@ from snippets.benchmark.formats import count, factor, gigabytes, median, seconds
 from snippets.benchmark.harness import rotate, say
 from snippets.benchmark.processes import ask
 from snippets.benchmark.provenance import read_hardware, read_provenance
-from snippets.benchmark.results import FIELDS, FOLDER, NUMBER, SCHEMA, check_fields, load_json, write_json
+from snippets.benchmark.results import FIELDS, FOLDER, NUMBER, SCHEMA, check_rounds, load_json, write_json
 from snippets.benchmark.summary import Round, Spread, ratio, spread
 from snippets.benchmark.tables import format_table, provenance_line
 from snippets.command import Parser, positive
@@ -100,13 +100,7 @@ def measure_streams(plan: StreamPlan, provenance: dict[str, Any], output: Path) 
 
 def check_streams(results: Any) -> None:
     """Raise ValueError, with what is wrong, unless all keys are there and each run is one that there is."""
-    check_fields("", results, STREAM_FIELDS)
-    if results["schema"] != SCHEMA:
-        raise ValueError(f"has the schema {results['schema']}, and this code reads {SCHEMA}.")
-    if not results["rounds"]:
-        raise ValueError("has no rounds.")
-    for index, one in enumerate(results["rounds"]):
-        check_fields(f"rounds[{index}].", one, {"order": list, "runs": {name: RUN_FIELDS for name in RUNS}})
+    check_rounds(results, STREAM_FIELDS, {"order": list, "runs": dict.fromkeys(RUNS, dict)}, RUN_FIELDS)
 
 
 def load_streams(path: Path = STREAMING) -> dict[str, Any]:
