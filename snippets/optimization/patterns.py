@@ -29,24 +29,34 @@ from ray.data.expressions import col
 ROWS_A_FILE = 128
 
 
-def decode_and_describe(batch: dict[str, Any], filesystem: fs.FileSystem, to: Preprocessing) -> dict[str, Any]:
-    """Return the columns of `decode`, and `brightness`: the mean of an image's pixels, 0 to 255, float64."""
+def decode_and_describe(
+    batch: dict[str, Any],
+    filesystem: fs.FileSystem,
+    to: Preprocessing,
+) -> dict[str, Any]:
+    """Return the columns of `decode`, and `brightness`: the mean pixel, 0 to 255, float64."""
     decoded = decode(batch, filesystem, to)
     return {**decoded, "brightness": decoded["image"].mean((1, 2, 3))}
 
 
-def prepare(source: str | list[str], model: str, folder: str, limit: int | None = None) -> None:
-    """Decode the images of a source for a model, and write them as Parquet to a folder that does not exist yet.
+def prepare(
+    source: str | list[str],
+    model: str,
+    folder: str,
+    limit: int | None = None,
+) -> None:
+    """Decode the images of a source for a model, and write them as Parquet to a new folder.
 
-    A file that cannot be read or decoded keeps its row, with `error`. Raises `ValueError` where the folder exists.
+    A file that cannot be read or decoded keeps its row, with `error`. Raises `ValueError` where
+    the folder exists.
     """
     filesystem, paths, _ = list_images(source, limit)
     output, path = open_filesystem(folder)
+    decoding = {"filesystem": filesystem, "to": load_preprocessing(model)}
+    blocks = math.ceil(len(paths) / ROWS_A_FILE)
     (
-        ray.data.from_items(
-            [{"id": path} for path in paths], override_num_blocks=math.ceil(len(paths) / ROWS_A_FILE)
-        )
-        .map_batches(decode_and_describe, fn_kwargs={"filesystem": filesystem, "to": load_preprocessing(model)})
+        ray.data.from_items([{"id": path} for path in paths], override_num_blocks=blocks)
+        .map_batches(decode_and_describe, fn_kwargs=decoding)
         .write_parquet(path, filesystem=output, mode=ray.data.SaveMode.ERROR)
     )
 
@@ -55,14 +65,20 @@ def prepare(source: str | list[str], model: str, folder: str, limit: int | None 
 
 
 # --8<-- [start:label_prepared]
-def label_prepared(folder: str, model: str, num_gpus: float | None = None, darkest: float = 0) -> ray.data.Dataset:
-    """Return `id`, `label`, `score` and `error` for what `prepare` wrote, but for images below `darkest`.
+def label_prepared(
+    folder: str,
+    model: str,
+    num_gpus: float | None = None,
+    darkest: float = 0,
+) -> ray.data.Dataset:
+    """Return `id`, `label`, `score` and `error` of what `prepare` wrote, without images below `darkest`.
 
     `num_gpus=0` takes the CPUs, and None the GPUs where there are any. Rows with an error are kept.
     """
     filesystem, path = open_filesystem(folder)
     to, pool = load_preprocessing(model), plan_pool(num_gpus=num_gpus)
     batch_size = 64 if pool.num_gpus else 16
+    settings = (model, to, batch_size, "auto", pool.threads, pool.num_gpus > 0)
     return (
         ray.data.read_parquet(path, filesystem=filesystem)
         .filter(expr=(col("error") != "") | (col("brightness") >= darkest))
@@ -70,7 +86,7 @@ def label_prepared(folder: str, model: str, num_gpus: float | None = None, darke
         .repartition(target_num_rows_per_block=2 * batch_size)
         .map_batches(
             Classifier,
-            fn_constructor_args=(model, to, batch_size, "auto", pool.threads, pool.num_gpus > 0),
+            fn_constructor_args=settings,
             batch_size=batch_size,
             compute=ray.data.ActorPoolStrategy(size=pool.actors),
             num_cpus=pool.num_cpus,
