@@ -92,7 +92,7 @@ prometheus:
 test: samples lint build $(if $(PART),,browser s3 prometheus) ## run everything that proves the site true (PART=fundamentals: that part)
 	@rm -f .cache/tests.xml .cache/blocks.json
 	$(BIN)/pytest $(TESTS) -n $(JOBS) --junitxml=.cache/tests.xml -o junit_family=xunit1
-	$(BIN)/pytest --codeblocks $(PAGES) --codeblocks-report=.cache/blocks.json
+	$(BIN)/pytest --codeblocks $(PAGES) -n $(JOBS) --codeblocks-report=.cache/blocks.json
 	$(if $(PART),,$(BIN)/python -m tests.claims .cache/tests.xml .cache/blocks.json)
 
 check: samples ## run the blocks of one page: make check PAGE=docs/setup.md
@@ -119,6 +119,7 @@ bench: samples ## measure everything that the pages state, write docs/assets/res
 	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark.ladder --long
 	@$(BIN)/python -m snippets.benchmark.streaming
 	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark.predictions
+	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark.tuning
 	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark.ensemble
 	@$(BIN)/python -m snippets.benchmark.queues
 	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark.blocks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from snippets.benchmark.figures import INNER, PAGE, Palette, _bar, _svg
 from snippets.benchmark.formats import count, factor, gigabytes, median, rate, with_range
 from snippets.benchmark.harness import rotate, say, spread_evenly
+from snippets.benchmark.measuring import MeasuringParser
 from snippets.benchmark.processes import ask
 from snippets.benchmark.provenance import read_hardware, read_provenance
 from snippets.benchmark.results import (
@@ -28,7 +28,7 @@ from snippets.benchmark.results import (
 from snippets.benchmark.summary import Round, Spread, ratio, spread
 from snippets.benchmark.tables import format_table, provenance_line
 from snippets.checkpoint import check_checkpoint
-from snippets.command import Parser, positive
+from snippets.command import positive
 from snippets.fundamentals.dataset import list_images
 from snippets.samples import images_and_model
 
@@ -66,7 +66,7 @@ RUNS: dict[str, Run] = {
     "fusion-all": Run("fusion", "all in the actors", {"rows_a_block": 16, "plan": "all"}),
 }
 TITLES = {"1": "1 image in a block", "all": "All images in one block"}
-QUICK = ("decoding-1", "decoding-all", "pipeline-all", "form-uint8", "files-tar", "fusion-all")  # one of each kind
+QUICK = ("decoding-1", "pipeline-all", "form-uint8", "files-tar")  # one of each kind that `block_runs` has
 MODULE_KINDS = {"fusion": "pipeline"}  # what `block_runs` calls it
 RUN_FIELDS = {
     "rows": int,
@@ -258,41 +258,23 @@ def draw_blocks(results: dict[str, Any], colours: Palette = PAGE) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and write the file; return 1 where a run failed, 2 for input that cannot be used."""
+    """Measure and write the file; exit with 1 where a run failed, 2 for input that cannot be used."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = Parser(prog="python -m snippets.benchmark.blocks", description=__doc__)
-    add = parser.add_argument
-    add("--rounds", type=positive, help="default: 2, and 1 with --quick")
-    add("--output", type=Path, help="default: docs/assets/results/blocks.json, which is rendered too")
-    add("--quick", action="store_true", help="one run of each kind, few images: for tests; needs --output")
-    options = parser.parse_args(arguments)
-    if options.quick and options.output is None:
-        parser.error("--quick needs --output, for its results are none to publish")
-    output = options.output or BLOCKS
+    quick = "one run of each kind, few images"
+    parser = MeasuringParser("snippets.benchmark.blocks", __doc__, BLOCKS, quick)
+    parser.add_argument("--rounds", type=positive, help="default: 2, and 1 with --quick")
+    options = parser.read(arguments)
     images = {"decoding": 2048, "pipeline": 96, "form": 1024, "files": 10_000, "fusion": 96}
     if options.quick:
         images = {"decoding": 16, "pipeline": 16, "form": 16, "files": 40, "fusion": 16}
     names = list(QUICK if options.quick else RUNS)
-    try:
+    with parser.measuring(options.output):
         source, model = images_and_model()
         check_checkpoint(model)
         list_images(source)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"{error}\n")
-    plan = BlockPlan(source, model, names, images, options.rounds or (1 if options.quick else 2))
-    provenance = read_provenance(read_hardware(), source, model, arguments, "snippets.benchmark.blocks")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    try:
-        measure_blocks(plan, provenance, output)
-    except RuntimeError as error:  # the rounds before it are in the file
-        parser.exit(1, f"{error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, f"Interrupted: {output} holds the rounds that were finished, if there were any.\n")
-    if output.resolve() == BLOCKS:
-        from snippets.benchmark import render
-
-        render.write_all()
-    sys.stderr.write(f"Written: {output}\n")
+        plan = BlockPlan(source, model, names, images, options.rounds or (1 if options.quick else 2))
+        provenance = read_provenance(read_hardware(), source, model, arguments, "snippets.benchmark.blocks")
+        measure_blocks(plan, provenance, options.output)
     return 0
 
 

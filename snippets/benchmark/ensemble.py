@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,13 +21,14 @@ from snippets.benchmark.formats import (
     with_range,
 )
 from snippets.benchmark.harness import rotate, say
+from snippets.benchmark.measuring import MeasuringParser
 from snippets.benchmark.processes import ask
 from snippets.benchmark.provenance import public_name, read_hardware, read_provenance
 from snippets.benchmark.results import FIELDS, FOLDER, NUMBER, SCHEMA, check_rounds, load_json, write_json
 from snippets.benchmark.summary import Round, Spread, ratio, spread
 from snippets.benchmark.tables import format_table, provenance_line
 from snippets.checkpoint import check_checkpoint
-from snippets.command import Parser, positive
+from snippets.command import positive
 from snippets.optimization.ensemble_models import models_for
 from snippets.samples import DEFAULT_ROOT, build_samples, images_and_model
 
@@ -265,49 +265,30 @@ def ensemble_sections(results: dict[str, Any]) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and write the file; return 1 where a run failed, 2 for input that cannot be used."""
+    """Measure and write the file; exit with 1 where a run failed, 2 for input that cannot be used."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = Parser(prog="python -m snippets.benchmark.ensemble", description=__doc__)
+    parser = MeasuringParser("snippets.benchmark.ensemble", __doc__, ENSEMBLE)
     add = parser.add_argument
     add("--rounds", type=positive, help="default: 3, and 1 with --quick")
     add("--limit", type=positive, help="images of a run (default: 512, and 32 with --quick)")
     add("--held-out", help="images that weights and cascade are chosen on (default: the samples' held-out ones)")
-    add("--output", type=Path, help="default: docs/assets/results/ensemble.json, which is rendered too")
-    add("--quick", action="store_true", help="few images: for tests; needs --output")
-    options = parser.parse_args(arguments)
-    if options.quick and options.output is None:
-        parser.error("--quick needs --output, for its results are none to publish")
-    output = options.output or ENSEMBLE
-    try:
+    options = parser.read(arguments)
+    with parser.measuring(options.output):
         source, model = images_and_model()
         models = models_for(model).split(",")
-        held_out = options.held_out or str(build_samples(DEFAULT_ROOT).held_out)
         for each in models:
             check_checkpoint(each)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"{error}\n")
-    plan = EnsemblePlan(
-        source,
-        held_out,
-        tuple(models),
-        options.rounds or (1 if options.quick else 3),
-        options.limit or (32 if options.quick else 512),
-        0.5 if options.quick else 8,
-    )
-    names = ",".join(map(public_name, models))
-    provenance = read_provenance(read_hardware(), source, names, arguments, "snippets.benchmark.ensemble")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    try:
-        measure_ensemble(plan, provenance, output)
-    except RuntimeError as error:  # the rounds before it are in the file
-        parser.exit(1, f"{error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, f"Interrupted: {output} holds the rounds that were finished, if there were any.\n")
-    if output.resolve() == ENSEMBLE:
-        from snippets.benchmark import render
-
-        render.write_all()
-    sys.stderr.write(f"Written: {output}\n")
+        plan = EnsemblePlan(
+            source,
+            options.held_out or str(build_samples(DEFAULT_ROOT).held_out),
+            tuple(models),
+            options.rounds or (1 if options.quick else 3),
+            options.limit or (32 if options.quick else 512),
+            0.5 if options.quick else 8,
+        )
+        names = ",".join(map(public_name, models))
+        provenance = read_provenance(read_hardware(), source, names, arguments, "snippets.benchmark.ensemble")
+        measure_ensemble(plan, provenance, options.output)
     return 0
 
 

@@ -18,6 +18,7 @@ from snippets.fundamentals.dataset import list_images
 LIMITS = "limits"  # takes its turn like a contender
 WARM_UP_IMAGES = 16
 FORWARD_SECONDS = 4.0
+DECODED_IMAGES = 32  # to time decoding: of all classes, as some are larger
 MORE_IMAGES = 4  # times as many, for the memory
 
 
@@ -163,7 +164,7 @@ def _ask_limits(plan: Plan) -> dict[str, Any]:
     return plan.ask(
         {
             "kind": LIMITS,
-            "source": plan.paths,
+            "source": spread_evenly(plan.paths, DECODED_IMAGES),
             "model": plan.model,
             "dtypes": sorted({CONTENDERS[name].dtype for name in plan.contenders}, reverse=True),
             "seconds": 0 if plan.quick else FORWARD_SECONDS,

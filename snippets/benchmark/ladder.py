@@ -1,14 +1,13 @@
-"""The ladder from naive to the limit of the processor: its rungs in turn, round by round, beside their bounds."""
+"""The ladder from naive to the limit of a processor or a GPU: its rungs round by round, beside their bounds."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import signal
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from snippets.benchmark.harness import (
     say,
     spread_evenly,
 )
-from snippets.benchmark.ladder_runs import DECODERS, REFERENCE
+from snippets.benchmark.ladder_runs import ALL_RUNGS, DECODERS, REFERENCE
+from snippets.benchmark.measuring import MeasuringParser
 from snippets.benchmark.processes import ask
 from snippets.benchmark.provenance import Hardware, read_hardware, read_provenance
 from snippets.benchmark.results import (
@@ -38,19 +38,21 @@ from snippets.benchmark.results import (
 )
 from snippets.benchmark.summary import MEASURED, Round, Spread, bound, ratio, spread
 from snippets.checkpoint import check_checkpoint
-from snippets.command import Parser, positive
+from snippets.command import positive
+from snippets.optimization.gpu import DEVICE_ENGINES, GPU_RUNGS
 from snippets.optimization.ladder import RUNGS
 from snippets.samples import images_and_model
 
 LADDER = FOLDER / "ladder.json"
+GPU_LADDER = FOLDER / "ladder-gpu.json"
 LONG_IMAGES = 2000
-LONG_RUNGS = ("naive", "openvino-int8")
+LONG_RUNG = "openvino-int8"  # beside naive, and where it was not measured the last
 CALIBRATION_IMAGES, DECODED_IMAGES = 64, 64
 # How many times the limit a rung gets: fewer images for the slower ones, so that each is at work for seconds.
 SHARES = {"naive": 1 / 8, "kept": 1 / 8, "batched": 1 / 4, "memory": 1 / 4, "decoded": 1 / 4, "pool": 2 / 3}
 SHARES |= {"onnxruntime": 4 / 3, "openvino": 4 / 3, "openvino-bfloat16": 8 / 3}
 SHARES |= {"openvino-int8": 4, "cheap-decode": 4}
-ENGINE_PACKAGES = ("onnx", "onnxruntime", "openvino")
+SHARES |= {name: 64 for name in GPU_RUNGS if name != "naive"}
 LADDER_FIELDS: dict[str, Any] = {
     **{key: FIELDS[key] for key in ("schema", "complete", "images", "provenance", "rounds")},
     "calibration": {"images": int},
@@ -106,8 +108,10 @@ def repeat(paths: list[str], count: int) -> list[str]:
 
 
 def rungs_for(hardware: Hardware) -> list[str]:
-    """Return the names of the rungs whose precision the processor computes by itself, not by emulation."""
-    has_bfloat16 = replace(hardware, gpu=None).has_bfloat16
+    """Return the names of the rungs for a GPU, or of those whose precision the processor computes by itself."""
+    if hardware.gpu:
+        return list(GPU_RUNGS)
+    has_bfloat16 = hardware.has_bfloat16
     return [name for name, rung in RUNGS.items() if rung.precision != "bfloat16" or has_bfloat16]
 
 
@@ -124,10 +128,10 @@ def measure_ladder(
 
     Whatever ends the measuring early, the rounds that were finished are in the file, with `complete` false.
     """
-    artefacts = []
-    for artefact in ("float32", "int8"):
+    builds, packages = {}, packages_of(plan.contenders)
+    for artefact in ("float32", "int8") if packages else ():
         say(f"build: {artefact}")
-        artefacts.append(plan.ask({"kind": "build", "artefact": artefact, **plan.common()}))
+        builds[artefact] = plan.ask({"kind": "build", "artefact": artefact, **plan.common()})
     say("reference")
     compared = sorted({path for name in plan.contenders for path in plan.images(name)})
     reference = plan.ask({"kind": "reference", "source": compared, "model": plan.model})
@@ -136,8 +140,8 @@ def measure_ladder(
         "complete": False,
         "images": {name: len(plan.images(name)) for name in plan.contenders},
         "calibration": {"images": len(plan.calibration)},
-        "builds": dict(zip(("float32", "int8"), artefacts, strict=True)),
-        "packages": {name: package_bytes(name) for name in ENGINE_PACKAGES},
+        "builds": builds,
+        "packages": {name: package_bytes(name) for name in packages},
         "reference": {"step": REFERENCE, "images": len(compared), "accuracy": reference["run"]["accuracy"]},
         "provenance": provenance,
         "rounds": [],
@@ -178,11 +182,11 @@ def measure_ladder(
 
 
 def measure_long(plan: LadderPlan) -> dict[str, Any]:
-    """Return the runs of naive and int8 over many images, the same again and again where there are not as many."""
+    """Return the runs of naive and of a fast rung over many images: the same again where there are not as many."""
     count = plan.limit if plan.quick else LONG_IMAGES
     paths = repeat(plan.paths, count)
     runs = {}
-    for name in LONG_RUNGS:
+    for name in (plan.contenders[0], LONG_RUNG if LONG_RUNG in plan.contenders else plan.contenders[-1]):
         say(f"{count} images: {name}")
         runs[name] = _ask_rung(plan, name, paths)["run"]
     return {"images": count, "runs": runs}
@@ -197,7 +201,7 @@ def _ask_limits(plan: LadderPlan) -> dict[str, Any]:
         {
             "kind": LIMITS,
             "source": spread_evenly(plan.paths, 8 if plan.quick else DECODED_IMAGES),
-            "engines": list(dict.fromkeys(RUNGS[name].engine for name in plan.contenders)),
+            "engines": list(dict.fromkeys(ALL_RUNGS[name].engine for name in plan.contenders)),
             "seconds": 0 if plan.quick else FORWARD_SECONDS,
             **plan.common(),
         }
@@ -211,6 +215,13 @@ def score_error(scores: dict[str, float | None], reference: dict[str, float | No
     return {"median": statistics.median(errors), "max": max(errors)} if errors else None
 
 
+def packages_of(names: Sequence[str]) -> list[str]:
+    """Return the packages that rungs need to build and to run."""
+    return sorted(
+        {each for name in names for each in (*ALL_RUNGS[name].packages, *ALL_RUNGS[name].build_packages)}
+    )
+
+
 def package_bytes(name: str) -> int:
     """Return the bytes of a package's installed files."""
     files = importlib.metadata.files(name) or []
@@ -222,9 +233,9 @@ def check_ladder(results: Any) -> None:
     """Raise ValueError, with what is wrong, unless all keys are there and each rung is one that there is."""
     check_rounds(results, LADDER_FIELDS, LADDER_ROUND)
     for index, one in enumerate(results["rounds"]):
-        if not (one["runs"].keys() == one["agreement"].keys() == results["images"].keys() <= RUNGS.keys()):
+        if not (one["runs"].keys() == one["agreement"].keys() == results["images"].keys() <= ALL_RUNGS.keys()):
             raise ValueError("has rounds of other rungs than there are.")
-        needed = {RUNGS[name].engine: NUMBER for name in one["runs"]}
+        needed = {ALL_RUNGS[name].engine: NUMBER for name in one["runs"]}
         check_fields(f"rounds[{index}].limits.forward.", one["limits"]["forward"], needed)
 
 
@@ -234,10 +245,11 @@ def load_ladder(path: Path = LADDER) -> dict[str, Any]:
 
 
 def bound_of(name: str, limits: dict[str, Any]) -> float:
-    """Return the bound of a rung in images per second, from one round's limits: 1 / (1/f + d/cores)."""
-    rung = RUNGS[name]
+    """Return the bound of a rung in images per second, from one round's limits: see `summary.bound`."""
+    rung = ALL_RUNGS[name]
     decoder = next(key for key, decode in DECODERS.items() if decode is rung.decoder)
-    return bound(limits["forward"][rung.engine], limits["decode"][decoder], limits["cores"])
+    on_gpu = rung.engine in DEVICE_ENGINES
+    return bound(limits["forward"][rung.engine], limits["decode"][decoder], limits["cores"], on_gpu)
 
 
 def summarize_ladder(results: dict[str, Any]) -> dict[str, dict[str, Spread | None]]:
@@ -277,63 +289,51 @@ def summarize_ladder(results: dict[str, Any]) -> dict[str, dict[str, Spread | No
 
 
 def long_ratio(results: dict[str, Any]) -> float | None:
-    """Return how many times faster int8 was over many images, start-up included; None where not measured."""
+    """Return how many times faster the fast rung was over many images with start-up; None where not measured."""
     if results["long"] is None:
         return None
-    naive, fast = (results["long"]["runs"][name]["seconds"] for name in LONG_RUNGS)
+    naive, fast = (run["seconds"] for run in results["long"]["runs"].values())
     return float(naive / fast)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the rungs and write the file; return 1 where a run failed, 2 for input that cannot be used."""
+    """Measure the rungs and write the file; exit with 1 where a run failed, 2 for input that cannot be used."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = Parser(prog="python -m snippets.benchmark.ladder", description=__doc__)
+    hardware = read_hardware()
+    published = GPU_LADDER if hardware.gpu else LADDER
+    parser = MeasuringParser("snippets.benchmark.ladder", __doc__, published, "few images, no warm-up")
     add = parser.add_argument
     add("--rounds", type=positive, help="default: 3, and 1 with --quick")
     add("--limit", type=positive, help="images of a run; slow rungs get fewer, fast ones more (default: 384)")
-    add("--long", action="store_true", help=f"naive and int8 over {LONG_IMAGES} images too: some minutes more")
+    add(
+        "--long",
+        action="store_true",
+        help=f"naive and a fast rung over {LONG_IMAGES} images too: some minutes more",
+    )
     add("--calibration", help="images for int8 (default: held_out beside the images, or every other image)")
     add("--folder", help="where engines are kept (default: a new one, so that building them is measured)")
-    add("--output", type=Path, help="default: docs/assets/results/ladder.json, which is rendered too")
-    add("--quick", action="store_true", help="few images, no warm-up: for tests; needs --output")
-    options = parser.parse_args(arguments)
-    if options.quick and options.output is None:
-        parser.error("--quick needs --output, for its results are none to publish")
-    source, model = images_and_model()
-    hardware, output = read_hardware(), options.output or LADDER
+    options, rungs = parser.read(arguments), rungs_for(hardware)
     limit, rounds = options.limit or (16 if options.quick else 384), options.rounds or (1 if options.quick else 3)
-    provenance = read_provenance(hardware, source, model, arguments, "snippets.benchmark.ladder")
     try:
-        provenance["versions"] |= {name: importlib.metadata.version(name) for name in ENGINE_PACKAGES}
+        engines = {name: importlib.metadata.version(name) for name in packages_of(rungs)}
     except importlib.metadata.PackageNotFoundError as error:
         parser.exit(2, f"There is no {error.name} here: pip install 'gpu-batch-inference[engines]' brings it.\n")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    try:
+    with parser.measuring(options.output), tempfile.TemporaryDirectory(prefix="engines-") as empty:
+        source, model = images_and_model()
         check_checkpoint(model)
-        with tempfile.TemporaryDirectory(prefix="engines-") as empty:
-            calibration = options.calibration or calibration_beside(source)
-            plan = LadderPlan(
-                source,
-                model,
-                rungs_for(hardware),
-                rounds,
-                limit,
-                options.quick,
-                calibration_source=calibration,
-                folder=options.folder or empty,
-            )
-            measure_ladder(plan, provenance, output, options.long)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"{error}\n")
-    except RuntimeError as error:  # the rounds before it are in the file
-        parser.exit(1, f"{error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, f"Interrupted: {output} holds the rounds that were finished, if there were any.\n")
-    if output.resolve() == LADDER:
-        from snippets.benchmark import render
-
-        render.write_all()
-    sys.stderr.write(f"Written: {output}\n")
+        provenance = read_provenance(hardware, source, model, arguments, "snippets.benchmark.ladder")
+        provenance["versions"] |= engines
+        plan = LadderPlan(
+            source,
+            model,
+            rungs,
+            rounds,
+            limit,
+            options.quick,
+            calibration_source=options.calibration or calibration_beside(source),
+            folder=options.folder or empty,
+        )
+        measure_ladder(plan, provenance, options.output, options.long)
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 
 from snippets.benchmark.processes import answer_request
 from snippets.benchmark.runs import _answer, _record
@@ -29,8 +30,10 @@ from snippets.optimization.engines import (
     choose_calibration,
     open_engine,
 )
+from snippets.optimization.gpu import DEVICE_ENGINES, GPU_RUNGS, open_on_device
 from snippets.optimization.ladder import RUNGS, decode_cheaply
 
+ALL_RUNGS = RUNGS | GPU_RUNGS
 Source = list[str]
 DECODERS = {"full": decode, "cheap": decode_cheaply}
 REFERENCE = "memory"  # a step that leaves the pixels alone, and so has naive's labels
@@ -48,7 +51,7 @@ def run_rung(name: str, source: Source, model: str, calibration: Source, folder:
     """Run a rung; return its `run` and `labels`, as `runs.run_contender` does, and its `scores` by id."""
 
     def pipeline(source: Any, model: str, limit: int | None) -> ray.data.Dataset:
-        return RUNGS[name].run(source, model, calibration=_calibration(calibration), folder=folder)
+        return ALL_RUNGS[name].run(source, model, calibration=_calibration(calibration), folder=folder)
 
     record, rows = _record(pipeline, source, model)
     return {**_answer(record, rows), "scores": {row["id"]: row["score"] for row in rows}}
@@ -84,21 +87,46 @@ class EngineLoop:
         return passes * BATCH_SIZE / (time.perf_counter() - start)
 
 
+class DeviceLoop:
+    """A process that does nothing but forward passes on a device, over one chunk that is there already."""
+
+    def __init__(self, model: str, engine: str) -> None:
+        on_gpu = torch.cuda.is_available()
+        self.opened = open_on_device(model, load_preprocessing(model), DEVICE_ENGINES[engine], use_gpu=on_gpu)
+
+    def run(self, threads: int, seconds: float) -> float:
+        """Return images per second of at least `seconds` of forward passes, and at least two of them."""
+        torch.set_num_threads(threads)
+        images = torch.zeros_like(self.opened.buffers[0], device=self.opened.device)
+        passes, start = 0, time.perf_counter()
+        with torch.inference_mode():
+            while passes < 2 or time.perf_counter() - start < seconds:
+                for _ in range(2):  # one is launched while the other is computed
+                    probabilities = self.opened.forward(images)
+                probabilities.sum().item()  # waits for a GPU to finish
+                passes += 2
+        return passes * len(images) / (time.perf_counter() - start)
+
+
 def measure_limits(
     source: Source, model: str, engines: list[str], calibration: Source, folder: str, seconds: float
 ) -> dict[str, Any]:
     """Return what rungs are held against: `cores`, `decode` seconds an image on one core, and `forward` rates.
 
-    `decode` is by decoder, `forward` by engine, in images per second of a process a core with one thread each, as
-    the pool has them, which run bare forward passes at the same time.
+    `decode` is by decoder, `forward` by engine, in images per second of bare forward passes: on a CPU of a process
+    a core with one thread each, as the pool has them, at the same time; on a GPU of one process.
     """
     ray.init(**ray_options())
     cores = int(ray.cluster_resources()["CPU"])
+    on_gpu = ray.cluster_resources().get("GPU", 0) >= 1
     process = ray.remote(num_cpus=0, runtime_env={"env_vars": KEEP_FREED_MEMORY})(EngineLoop)
+    device_process = ray.remote(num_cpus=0, num_gpus=1 if on_gpu else 0)(DeviceLoop)
     forward = {}
     for engine in engines:
         if engine == "eager":
-            loops = costs.start_loops(model, cores)
+            loops = costs.start_loops(model, 1 if on_gpu else cores)
+        elif engine in DEVICE_ENGINES:
+            loops = [device_process.remote(model, engine)]
         else:
             loops = [process.remote(model, engine, calibration, folder) for _ in range(cores)]
         forward[engine] = costs.forward_rate(loops, 1, seconds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -14,12 +13,12 @@ from typing import Any
 from snippets.architecture.sizing import batches_per_block, separate_bound, shared_bound, store_bytes
 from snippets.benchmark.formats import gigabytes, percent, rate
 from snippets.benchmark.harness import say, spread_evenly
+from snippets.benchmark.measuring import MeasuringParser
 from snippets.benchmark.processes import ask
 from snippets.benchmark.provenance import Hardware, read_hardware, read_provenance
 from snippets.benchmark.results import FIELDS, FOLDER, SCHEMA, check_fields, load_json, write_json
 from snippets.benchmark.tables import format_table, provenance_line
 from snippets.checkpoint import check_checkpoint
-from snippets.command import Parser
 from snippets.fundamentals.dataset import list_images
 from snippets.samples import images_and_model
 
@@ -240,42 +239,24 @@ def prediction_sections(results: dict[str, Any]) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and write the file; return 1 where a run failed, 2 for input that cannot be used."""
+    """Measure and write the file; exit with 1 where a run failed, 2 for input that cannot be used."""
     import torch
 
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = Parser(prog="python -m snippets.benchmark.predictions", description=__doc__)
-    add = parser.add_argument
-    add("--output", type=Path, help="default: docs/assets/results/predictions.json, which is rendered too")
-    add("--quick", action="store_true", help="two configurations, few images: for tests; needs --output")
-    options = parser.parse_args(arguments)
-    if options.quick and options.output is None:
-        parser.error("--quick needs --output, for its results are none to publish")
-    source, model = images_and_model()
-    hardware, output = read_hardware(), options.output or PREDICTIONS
+    quick = "two configurations, few images"
+    parser = MeasuringParser("snippets.benchmark.predictions", __doc__, PREDICTIONS, quick)
+    options = parser.read(arguments)
+    hardware = read_hardware()
     configurations = configurations_for(hardware, torch.cuda.device_count())
     if options.quick:
         configurations = [Configuration("float32", 4, 1), Configuration("float32", 2, hardware.cores)]
-    provenance = read_provenance(hardware, source, model, arguments, "snippets.benchmark.predictions")
-    try:
+    with parser.measuring(options.output):
+        source, model = images_and_model()
         check_checkpoint(model)
         paths = list_images(source)[1]
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"{error}\n")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    try:
-        measure_all(paths, model, configurations, provenance, output, 1.0 if options.quick else FORWARD_SECONDS)
-    except RuntimeError as error:  # the configurations before it are in the file
-        parser.exit(1, f"{error}\n")
-    except KeyboardInterrupt:
-        parser.exit(
-            130, f"Interrupted: {output} holds the configurations that were finished, if there were any.\n"
-        )
-    if output.resolve() == PREDICTIONS:
-        from snippets.benchmark import render
-
-        render.write_all()
-    sys.stderr.write(f"Written: {output}\n")
+        provenance = read_provenance(hardware, source, model, arguments, "snippets.benchmark.predictions")
+        seconds = 1.0 if options.quick else FORWARD_SECONDS
+        measure_all(paths, model, configurations, provenance, options.output, seconds)
     return 0
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -13,6 +11,7 @@ from typing import Any
 
 from snippets.benchmark.formats import count, factor, median, percent, seconds, with_range
 from snippets.benchmark.harness import rotate, say
+from snippets.benchmark.measuring import MeasuringParser
 from snippets.benchmark.processes import ask
 from snippets.benchmark.provenance import Hardware, read_hardware, read_provenance
 from snippets.benchmark.results import (
@@ -28,10 +27,10 @@ from snippets.benchmark.results import (
 from snippets.benchmark.summary import Round, Spread, spread
 from snippets.benchmark.tables import format_table, provenance_line
 from snippets.checkpoint import check_checkpoint
-from snippets.command import Parser, positive
+from snippets.command import positive
 from snippets.fundamentals.dataset import list_images
 from snippets.optimization.production_parts import write_manifest
-from snippets.samples import DEFAULT_ROOT, build_samples
+from snippets.samples import images_and_model
 
 PREFLIGHT = FOLDER / "preflight.json"
 IMAGES = 2000
@@ -194,42 +193,23 @@ def flight_sections(results: dict[str, Any]) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and write the file; return 1 where a run failed, 2 for input that cannot be used."""
+    """Measure and write the file; exit with 1 where a run failed, 2 for input that cannot be used."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = Parser(prog="python -m snippets.benchmark.preflight", description=__doc__)
+    parser = MeasuringParser("snippets.benchmark.preflight", __doc__, PREFLIGHT)
     add = parser.add_argument
     add("--rounds", type=positive, help="default: 3, and 1 with --quick")
     add("--limit", type=positive, help=f"images of a run (default: {IMAGES}, and 16 with --quick)")
-    add("--output", type=Path, help="default: docs/assets/results/preflight.json, which is rendered too")
-    add("--quick", action="store_true", help="few images: for tests; needs --output")
-    options = parser.parse_args(arguments)
-    if options.quick and options.output is None:
-        parser.error("--quick needs --output, for its results are none to publish")
-    output, hardware = options.output or PREFLIGHT, read_hardware()
-    source, model = os.environ.get("IMAGES"), os.environ.get("MODEL")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    try:
-        if not (source and model):
-            samples = build_samples(DEFAULT_ROOT)
-            source, model = source or str(samples.images), model or str(samples.model)
+    options = parser.read(arguments)
+    hardware = read_hardware()
+    with parser.measuring(options.output):
+        source, model = images_and_model()
         check_checkpoint(model)
         provenance = read_provenance(hardware, source, model, arguments, "snippets.benchmark.preflight")
         dtypes = dtypes_for(hardware)[: 1 if options.quick else None]
         images = options.limit or (16 if options.quick else IMAGES)
         extent = {"windows": 1} if options.quick else {}
         plan = FlightPlan(source, model, images, dtypes, options.rounds or (1 if options.quick else 3), extent)
-        measure_flights(plan, provenance, output)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"{error}\n")
-    except RuntimeError as error:  # the rounds before it are in the file
-        parser.exit(1, f"{error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, f"Interrupted: {output} holds the rounds that were finished, if there were any.\n")
-    if output.resolve() == PREFLIGHT:
-        from snippets.benchmark import render
-
-        render.write_all()
-    sys.stderr.write(f"Written: {output}\n")
+        measure_flights(plan, provenance, options.output)
     return 0
 
 

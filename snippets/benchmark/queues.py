@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,11 +11,11 @@ from typing import Any
 from snippets.benchmark.figures import INNER, MARGIN, PAGE, Palette, _at, _svg, _text
 from snippets.benchmark.formats import count, factor, seconds
 from snippets.benchmark.harness import say
+from snippets.benchmark.measuring import MeasuringParser
 from snippets.benchmark.processes import ask
 from snippets.benchmark.provenance import read_hardware, read_provenance
 from snippets.benchmark.results import FIELDS, FOLDER, NUMBER, SCHEMA, check_head, load_json, write_json
 from snippets.benchmark.tables import format_table, provenance_line
-from snippets.command import Parser
 
 QUEUES = FOLDER / "queues.json"
 RUNS = {"unlimited": "no limit", "limited": "a limit"}
@@ -177,31 +176,17 @@ def draw_queues(results: dict[str, Any], colours: Palette = PAGE) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the queues and write the file; return 1 where a run failed, 2 for input that cannot be used."""
+    """Measure the queues and write the file; exit with 1 where a run failed."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = Parser(prog="python -m snippets.benchmark.queues", description=__doc__)
-    add = parser.add_argument
-    add("--output", type=Path, help="default: docs/assets/results/queues.json, which is rendered too")
-    add("--quick", action="store_true", help="few blocks and a model that waits less: for tests; needs --output")
-    options = parser.parse_args(arguments)
-    if options.quick and options.output is None:
-        parser.error("--quick needs --output, for its results are none to publish")
-    output = options.output or QUEUES
+    parser = MeasuringParser(
+        "snippets.benchmark.queues", __doc__, QUEUES, "few blocks and a model that waits less"
+    )
+    options = parser.read(arguments)
     what = "blocks of 1 MiB, made in memory"
-    provenance = read_provenance(read_hardware(), what, "a timed wait", arguments, "snippets.benchmark.queues")
     plan = QueuePlan(16, 8, 0.01) if options.quick else QueuePlan(96, 16, 0.1)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    try:
-        measure_queues(plan, provenance, output)
-    except RuntimeError as error:
-        parser.exit(1, f"{error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, f"Interrupted: {output} is as it was.\n")
-    if output.resolve() == QUEUES:
-        from snippets.benchmark import render
-
-        render.write_all()
-    sys.stderr.write(f"Written: {output}\n")
+    with parser.measuring(options.output):
+        provenance = read_provenance(read_hardware(), what, "a timed wait", arguments, "snippets.benchmark.queues")
+        measure_queues(plan, provenance, options.output)
     return 0
 
 

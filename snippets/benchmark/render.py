@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from snippets.benchmark.figures import (
     draw_throughput,
     draw_timeline,
 )
-from snippets.benchmark.ladder import LADDER, load_ladder
+from snippets.benchmark.ladder import GPU_LADDER, LADDER, load_ladder
 from snippets.benchmark.numbers import format_numbers
 from snippets.benchmark.predictions import PREDICTIONS, load_predictions, prediction_sections
 from snippets.benchmark.preflight import PREFLIGHT, flight_sections, load_flights
@@ -34,6 +35,7 @@ from snippets.benchmark.scaling import SCALING, draw_designs, load_scaling, scal
 from snippets.benchmark.stepwise import STEPWISE, load_steps
 from snippets.benchmark.streaming import STREAMING, draw_stream, load_streams, stream_sections
 from snippets.benchmark.timeline import TIMELINE
+from snippets.benchmark.tuning import CURVES, TUNING, draw_tuning, load_tuning, tuning_sections
 from snippets.command import Parser
 
 RESULTS = PUBLISHED.relative_to(ROOT)
@@ -58,6 +60,9 @@ MEASURED = (
     Measured(QUEUES, load_queues, queue_sections, {"queues.svg": draw_queues}),
     Measured(BLOCKS, load_blocks, block_sections, {"blocks.svg": draw_blocks}),
     Measured(PREFLIGHT, load_flights, flight_sections),
+    Measured(
+        TUNING, load_tuning, tuning_sections, {f"tuning-{name}.svg": partial(draw_tuning, name) for name in CURVES}
+    ),
     Measured(SCALING, load_scaling, scaling_sections, {"scaling.svg": draw_designs}),
 )
 
@@ -88,6 +93,9 @@ def render(root: Path = ROOT) -> dict[Path, str]:
         ladder = load_ladder(ladder_path)
         rendered[folder / "ladder.md"] = format_ladder(ladder, ladder_path)
         rendered[figures / "ladder.svg"] = as_figure(draw_ladder(ladder))
+    gpu_path = root / GPU_LADDER.relative_to(ROOT)
+    measured_on_gpu = tables.gpu_ladder(load_ladder(gpu_path) if gpu_path.exists() else None)
+    rendered[gpu_path.with_suffix(".md")] = format_sections({"measured": measured_on_gpu})
     for measured in MEASURED:
         if (measured_path := root / measured.path.relative_to(ROOT)).exists():
             found = measured.load(measured_path)

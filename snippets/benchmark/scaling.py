@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -24,12 +23,13 @@ from snippets.architecture.simulation import (
 from snippets.benchmark.figures import INNER, MARGIN, PAGE, Palette, _at, _svg, _text
 from snippets.benchmark.formats import MISSING, count, factor, median, percent, seconds, with_range
 from snippets.benchmark.harness import say
+from snippets.benchmark.measuring import MeasuringParser
 from snippets.benchmark.processes import ask
 from snippets.benchmark.provenance import read_hardware, read_provenance
 from snippets.benchmark.results import FIELDS, FOLDER, NUMBER, SCHEMA, check_rounds, load_json, write_json
 from snippets.benchmark.summary import Round, Spread, spread
 from snippets.benchmark.tables import format_table, provenance_line
-from snippets.command import Parser, positive
+from snippets.command import positive
 
 SCALING = FOLDER / "scaling.json"
 WAIT_S = 0.25  # that stands for a batch on an accelerator
@@ -418,6 +418,7 @@ def scaling_numbers(results: dict[str, Any]) -> dict[str, str]:
         "handover-ms": factor(1e3 * calibration["handover_s"]),
         "tasks-a-second": median(busiest, lambda value: f"{value:.0f}"),
         "median-error": percent(median_error(results)),
+        "worst-error": percent(max(error["median"] for _, _, error in predictions(results).values())),
     }
     for name in DESIGNS:
         answers, key = answers_of(results, name), name.replace(" ", "-").replace(",", "")
@@ -484,38 +485,23 @@ def draw_designs(results: dict[str, Any], colours: Palette = PAGE) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, simulate and write the file; return 1 where a run failed, 2 for input that cannot be used."""
+    """Measure, simulate and write the file; exit with 1 where a run failed, 2 for a file that cannot be read."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = Parser(prog="python -m snippets.benchmark.scaling", description=__doc__)
+    parser = MeasuringParser("snippets.benchmark.scaling", __doc__, SCALING, "few and short batches")
     add = parser.add_argument
     add("--rounds", type=positive, help="default: 2, and 1 with --quick")
-    add("--output", type=Path, help="default: docs/assets/results/scaling.json, which is rendered too")
-    add("--quick", action="store_true", help="few and short batches: for tests; needs --output")
     add("--simulate", action="store_true", help="measure nothing: simulate again from the rounds in the file")
-    options = parser.parse_args(arguments)
-    if options.quick and options.output is None:
-        parser.error("--quick needs --output, for its results are none to publish")
-    output = options.output or SCALING
+    options = parser.read(arguments)
     rounds = options.rounds or (1 if options.quick else 2)
     plan = ScalingPlan(rounds, scale=0.1, most=16, images=1e5) if options.quick else ScalingPlan(rounds)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    try:
+    with parser.measuring(options.output):
         if options.simulate:
-            resimulate(output, plan.most, plan.images)
+            resimulate(options.output, plan.most, plan.images)
         else:
             model = f"a timed wait of {WAIT_S:g} s a batch"
             hardware = read_hardware()
             provenance = read_provenance(hardware, "none", model, arguments, "snippets.benchmark.scaling")
-            measure_scaling(plan, provenance, output)
-    except (RuntimeError, ValueError) as error:  # the rounds before it are in the file
-        parser.exit(1, f"{error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, f"Interrupted: {output} holds the rounds that were finished, if there were any.\n")
-    if output.resolve() == SCALING:
-        from snippets.benchmark import render
-
-        render.write_all()
-    sys.stderr.write(f"Written: {output}\n")
+            measure_scaling(plan, provenance, options.output)
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from snippets.benchmark.harness import WARM_UP_IMAGES, Plan, agreement, rotate, say, spread_evenly
+from snippets.benchmark.measuring import MeasuringParser
 from snippets.benchmark.provenance import Hardware, read_hardware, read_provenance
 from snippets.benchmark.results import FIELDS, FOLDER, SCHEMA, check_rounds, load_json, write_json
 from snippets.benchmark.summary import MEASURED, Round, Spread, ratio, spread
 from snippets.checkpoint import check_checkpoint
-from snippets.command import Parser, positive
+from snippets.command import positive
 from snippets.fundamentals.stepwise import STEPS
 from snippets.samples import images_and_model
 
@@ -121,38 +121,21 @@ def summarize_steps(results: dict[str, Any]) -> dict[str, dict[str, Spread | Non
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the steps and write the file; return 1 where a run failed, 2 for input that cannot be used."""
+    """Measure the steps and write the file; exit with 1 where a run failed, 2 for input that cannot be used."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = Parser(prog="python -m snippets.benchmark.stepwise", description=__doc__)
+    parser = MeasuringParser("snippets.benchmark.stepwise", __doc__, STEPWISE, "few images, no warm-up")
     add = parser.add_argument
     add("--rounds", type=positive, help="default: 5, and 1 with --quick")
     add("--limit", type=positive, help="images of a run; the first steps get a third (default: 192)")
-    add("--output", type=Path, help="default: docs/assets/results/stepwise.json, which is rendered too")
-    add("--quick", action="store_true", help="few images, no warm-up: for tests; needs --output")
-    options = parser.parse_args(arguments)
-    if options.quick and options.output is None:
-        parser.error("--quick needs --output, for its results are none to publish")
-    source, model = images_and_model()
-    hardware, output = read_hardware(), options.output or STEPWISE
+    options = parser.read(arguments)
+    hardware = read_hardware()
     limit, rounds = options.limit or (32 if options.quick else 192), options.rounds or (1 if options.quick else 5)
-    provenance = read_provenance(hardware, source, model, arguments, "snippets.benchmark.stepwise")
-    try:
+    with parser.measuring(options.output):
+        source, model = images_and_model()
         check_checkpoint(model)
         plan = StepPlan(source, model, steps_for(hardware), rounds, limit, options.quick)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"{error}\n")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    try:
-        measure_steps(plan, provenance, output)
-    except RuntimeError as error:  # the rounds before it are in the file
-        parser.exit(1, f"{error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, f"Interrupted: {output} holds the rounds that were finished, if there were any.\n")
-    if output.resolve() == STEPWISE:
-        from snippets.benchmark import render
-
-        render.write_all()
-    sys.stderr.write(f"Written: {output}\n")
+        provenance = read_provenance(hardware, source, model, arguments, "snippets.benchmark.stepwise")
+        measure_steps(plan, provenance, options.output)
     return 0
 
 

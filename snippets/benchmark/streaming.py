@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,13 @@ from typing import Any
 from snippets.benchmark.figures import INNER, MARGIN, PAGE, Palette, _at, _svg, _text
 from snippets.benchmark.formats import count, factor, gigabytes, median, seconds, with_range
 from snippets.benchmark.harness import rotate, say
+from snippets.benchmark.measuring import MeasuringParser
 from snippets.benchmark.processes import ask
 from snippets.benchmark.provenance import read_hardware, read_provenance
 from snippets.benchmark.results import FIELDS, FOLDER, NUMBER, SCHEMA, check_rounds, load_json, write_json
 from snippets.benchmark.summary import Round, Spread, ratio, spread
 from snippets.benchmark.tables import format_table, provenance_line
-from snippets.command import Parser, positive
+from snippets.command import positive
 
 STREAMING = FOLDER / "streaming.json"
 RUNS = {  # name -> what it is called, times the data, and whether it is materialized first
@@ -198,36 +198,21 @@ def draw_stream(results: dict[str, Any], colours: Palette = PAGE) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the streams and write the file; return 1 where a run failed, 2 for input that cannot be used."""
+    """Measure the streams and write the file; exit with 1 where a run failed."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = Parser(prog="python -m snippets.benchmark.streaming", description=__doc__)
-    add = parser.add_argument
-    add("--rounds", type=positive, help="default: 3, and 1 with --quick")
-    add("--output", type=Path, help="default: docs/assets/results/streaming.json, which is rendered too")
-    add("--quick", action="store_true", help="few blocks and a model that waits less: for tests; needs --output")
-    options = parser.parse_args(arguments)
-    if options.quick and options.output is None:
-        parser.error("--quick needs --output, for its results are none to publish")
-    output = options.output or STREAMING
+    parser = MeasuringParser("snippets.benchmark.streaming", __doc__, STREAMING, "few blocks, shorter waits")
+    parser.add_argument("--rounds", type=positive, help="default: 3, and 1 with --quick")
+    options = parser.read(arguments)
     what = "blocks of 1 MiB, made in memory"
-    provenance = read_provenance(read_hardware(), what, "a timed wait", arguments, "snippets.benchmark.streaming")
     plan = (
         StreamPlan(8, 2, 0.005, options.rounds or 1)
         if options.quick
         else StreamPlan(256, 32, 0.02, options.rounds or 3)
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    try:
-        measure_streams(plan, provenance, output)
-    except RuntimeError as error:  # the rounds before it are in the file
-        parser.exit(1, f"{error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, f"Interrupted: {output} holds the rounds that were finished, if there were any.\n")
-    if output.resolve() == STREAMING:
-        from snippets.benchmark import render
-
-        render.write_all()
-    sys.stderr.write(f"Written: {output}\n")
+    with parser.measuring(options.output):
+        hardware = read_hardware()
+        provenance = read_provenance(hardware, what, "a timed wait", arguments, "snippets.benchmark.streaming")
+        measure_streams(plan, provenance, options.output)
     return 0
 
 

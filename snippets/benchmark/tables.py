@@ -22,6 +22,7 @@ from snippets.benchmark.formats import (
     with_range,
 )
 from snippets.benchmark.ladder import long_ratio, summarize_ladder
+from snippets.benchmark.ladder_runs import ALL_RUNGS
 from snippets.benchmark.numbers import costs_by_name, small_batches_factor
 from snippets.benchmark.stepwise import summarize_steps
 from snippets.benchmark.summary import spread
@@ -191,7 +192,7 @@ def provenance_table(results: dict[str, Any], name: str, digest: str) -> str:
     found = results["provenance"]
     hardware = found["hardware"]
     again = results.get("costs_provenance")
-    titles = {name: rung.title for name, rung in RUNGS.items()}
+    titles = {name: rung.title for name, rung in ALL_RUNGS.items()}
     titles |= {name: step.title for name, step in STEPS.items()}
     titles |= {name: contender.title for name, contender in CONTENDERS.items()}
     images = "; ".join(f"{titles[name]}: {number}" for name, number in results["images"].items())
@@ -291,7 +292,7 @@ def ladder_table(results: dict[str, Any]) -> str:
     """Return the rungs: speed, over the rung before, over naive and over the bound, start-up and memory."""
     rows = [
         [
-            RUNGS[name].title,
+            ALL_RUNGS[name].title,
             with_range(found["steady_rows_per_second"], rate),
             median(found["end_to_end"], rate),
             with_range(found["gain"], factor) if name != "naive" else "",
@@ -312,7 +313,7 @@ def ladder_quality_table(results: dict[str, Any]) -> str:
     for name, found in summarize_ladder(results).items():
         errors = [median(found[key], lambda value: f"{value:.4f}") for key in ("score_error", "score_error_max")]
         accuracy = f"{median(found['accuracy'], percent)}" if found["accuracy"] else MISSING
-        rung = RUNGS[name]
+        rung = ALL_RUNGS[name]
         cells = [rung.title, median(found["agreement"], percent), *errors, accuracy]
         rows.append([*cells, ", ".join(rung.packages), ", ".join(rung.build_packages)])
     head = ["rung", "labels equal to the reference's, %", "score error, median", "score error, largest"]
@@ -334,6 +335,15 @@ def ladder_limits_table(results: dict[str, Any]) -> str:
         for name in rounds[0]["limits"]["decode"]
     ]
     return format_table(["alone", "images/s"], rows)
+
+
+def gpu_ladder(results: dict[str, Any] | None) -> str:
+    """Return what a GPU's rungs reached, answered and were held against; without results, who can measure them."""
+    if results is None:
+        command = "python -m snippets.benchmark.ladder --long"
+        return f"Never by us: no machine with a GPU has measured these rungs yet. `{command}` does, on one."
+    parts = (ladder_table(results), ladder_quality_table(results), ladder_limits_table(results))
+    return "\n\n".join([*parts, provenance_line(results)])
 
 
 def ladder_numbers(results: dict[str, Any]) -> dict[str, str]:

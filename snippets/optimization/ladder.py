@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from snippets.fundamentals.actor_pool import (
+    BLOCKS_IN_FLIGHT,
     KEEP_FREED_MEMORY,
     RESULT,
+    Pool,
     Preprocessing,
     decode,
     load_preprocessing,
@@ -64,10 +66,7 @@ class CompiledClassifier:
     def __call__(self, batch: dict[str, Any]) -> pa.Table:
         """Return `id`, `label`, `score` (softmax, float32) and `error`; null where there is none."""
         decoded = batch["error"] == ""
-        rows = int(decoded.sum())
-        images = np.zeros((BATCH_SIZE, *batch["image"].shape[1:]), np.uint8)  # padded: one shape, always
-        images[:rows] = batch["image"][decoded]
-        probabilities = self.forward(images)[:rows]
+        probabilities = self.predict(batch["image"][decoded])
 
         label, score = np.full(len(decoded), None), np.full(len(decoded), np.nan, np.float32)
         label[decoded], score[decoded] = self.labels[probabilities.argmax(-1)], probabilities.max(-1, initial=0)
@@ -80,6 +79,12 @@ class CompiledClassifier:
             },
             RESULT,
         )
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Return the probabilities of uint8 images, which are padded: one shape, always."""
+        padded = np.zeros((BATCH_SIZE, *images.shape[1:]), np.uint8)
+        padded[: len(images)] = images
+        return self.forward(padded)[: len(images)]
 
 
 # --8<-- [end:classifier]
@@ -111,11 +116,51 @@ def decode_cheaply(batch: dict[str, Any], filesystem: fs.FileSystem, to: Preproc
 # --8<-- [end:decode_cheaply]
 
 
+# --8<-- [start:run_in_pool]
+Decoder = Callable[[dict[str, Any], fs.FileSystem, Preprocessing], dict[str, Any]]
+
+
+def run_in_pool(
+    paths: list[str],
+    filesystem: fs.FileSystem,
+    to: Preprocessing,
+    pool: Pool,
+    decoder: Decoder,
+    classifier: type,
+    arguments: tuple[Any, ...],
+    batch_size: int,
+    most_batches: int,
+) -> ray.data.Dataset:
+    """Return the rows of `classify` from another class, with at most so many batches in a block."""
+    batches_per_block = min(most_batches, max(1, len(paths) // (4 * pool.actors * batch_size)))
+    rows = batches_per_block * batch_size
+    blocks = math.ceil(len(paths) / rows)
+    predictions = (
+        ray.data.from_items([{"id": path} for path in paths], override_num_blocks=blocks)
+        .map_batches(decoder, fn_kwargs={"filesystem": filesystem, "to": to}, num_cpus=pool.decode_cpus)
+        .map_batches(
+            classifier,
+            fn_constructor_args=arguments,
+            batch_size=batch_size,
+            compute=ray.data.ActorPoolStrategy(size=min(pool.actors, blocks)),
+            num_cpus=pool.num_cpus,
+            num_gpus=pool.num_gpus,
+            runtime_env={"env_vars": KEEP_FREED_MEMORY},
+        )
+    )
+    options = predictions.context.execution_options
+    in_flight = BLOCKS_IN_FLIGHT * pool.actors * rows * to.crop * to.crop * 3
+    options.resource_limits = options.resource_limits.copy(object_store_memory=in_flight)
+    return predictions
+
+
+# --8<-- [end:run_in_pool]
+
+
 # --8<-- [start:classify_compiled]
 # The next decode task begins some tenths of a second after the last, whatever their size: where a batch takes less
 # time, a block needs more of them, or actors wait for it.
 BATCHES_PER_BLOCK = {"float32": 2, "bfloat16": 4, "int8": 8}
-Decoder = Callable[[dict[str, Any], fs.FileSystem, Preprocessing], dict[str, Any]]
 
 
 def classify_compiled(
@@ -134,26 +179,9 @@ def classify_compiled(
     filesystem, paths, _ = list_images(source, limit)
     to, pool = load_preprocessing(model), plan_pool(num_gpus=0)
     key = engine_key(model, ENGINES[engine].artefact, calibration)
-    batches_per_block = min(
-        BATCHES_PER_BLOCK[ENGINES[engine].precision], max(1, len(paths) // (4 * pool.actors * BATCH_SIZE))
-    )
-    blocks = math.ceil(len(paths) / (batches_per_block * BATCH_SIZE))
-    predictions = (
-        ray.data.from_items([{"id": path} for path in paths], override_num_blocks=blocks)
-        .map_batches(decoder, fn_kwargs={"filesystem": filesystem, "to": to}, num_cpus=pool.decode_cpus)
-        .map_batches(
-            CompiledClassifier,
-            fn_constructor_args=(model, ENGINES[engine], to, pool.threads, calibration, folder, key),
-            batch_size=BATCH_SIZE,
-            compute=ray.data.ActorPoolStrategy(size=min(pool.actors, blocks)),
-            num_cpus=pool.num_cpus,
-            runtime_env={"env_vars": KEEP_FREED_MEMORY},
-        )
-    )
-    options = predictions.context.execution_options
-    in_flight = 8 * pool.actors * batches_per_block * BATCH_SIZE * to.crop * to.crop * 3
-    options.resource_limits = options.resource_limits.copy(object_store_memory=in_flight)
-    return predictions
+    arguments = (model, ENGINES[engine], to, pool.threads, calibration, folder, key)
+    batches = BATCHES_PER_BLOCK[ENGINES[engine].precision]
+    return run_in_pool(paths, filesystem, to, pool, decoder, CompiledClassifier, arguments, BATCH_SIZE, batches)
 
 
 # --8<-- [end:classify_compiled]

@@ -132,6 +132,9 @@ def on_sigterm(stop: threading.Event | None = None) -> Iterator[threading.Event]
         signal.signal(signal.SIGTERM, before)
 
 
+LEAVE_S = 5
+
+
 def arrivals(results: ray.data.Dataset, look_every_s: float = 0.2) -> Iterator[pa.Table | None]:
     """Yield tables of rows as they come, and None where none does, so that nobody waits who should stop."""
     queue: Queue[pa.Table | BaseException | None] = Queue(maxsize=8)
@@ -154,7 +157,8 @@ def arrivals(results: ray.data.Dataset, look_every_s: float = 0.2) -> Iterator[p
         except BaseException as error:
             give(error)
 
-    threading.Thread(target=take, name="arrivals", daemon=True).start()
+    taker = threading.Thread(target=take, name="arrivals", daemon=True)
+    taker.start()
     try:
         while True:
             try:
@@ -169,6 +173,7 @@ def arrivals(results: ray.data.Dataset, look_every_s: float = 0.2) -> Iterator[p
             yield came
     finally:
         gone.set()
+        taker.join(LEAVE_S)  # it ends the run: to call Ray after its shutdown would start Ray again
 
 
 # --8<-- [end:stop]

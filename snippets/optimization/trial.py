@@ -267,10 +267,15 @@ def recall(path: Path, asked: str) -> Tuning | None:
         kept = json.loads(path.read_text())
         if kept["question"] != json.loads(asked):
             return None
-        outcomes = tuple(Outcome(**{**each, "rates": tuple(each["rates"])}) for each in kept["outcomes"])
-        return Tuning(Choice(**kept["choice"]), kept["arguments"], outcomes, kept["stopped"])
+        return tuning_of(kept)
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def tuning_of(kept: dict[str, Any]) -> Tuning:
+    """Return a tuning from what JSON made of it. Raises `KeyError` or `TypeError` where it is none."""
+    outcomes = tuple(Outcome(**{**each, "rates": tuple(each["rates"])}) for each in kept["outcomes"])
+    return Tuning(Choice(**kept["choice"]), kept["arguments"], outcomes, kept["stopped"])
 
 
 def keep(path: Path, asked: str, found: Tuning) -> Tuning:

@@ -15,25 +15,35 @@ from snippets.benchmark.ladder import (
     LADDER,
     LadderPlan,
     ask_ladder,
+    bound_of,
     calibration_beside,
     load_ladder,
     long_ratio,
     measure_ladder,
     package_bytes,
+    packages_of,
     rungs_for,
     score_error,
     summarize_ladder,
 )
-from snippets.benchmark.ladder_runs import DECODERS
+from snippets.benchmark.ladder_runs import ALL_RUNGS, DECODERS
 from snippets.benchmark.provenance import ROOT, read_hardware
-from snippets.benchmark.tables import ladder_limits_table, ladder_numbers, ladder_quality_table, ladder_table
-from snippets.optimization.engines import build_engine
+from snippets.benchmark.tables import (
+    gpu_ladder,
+    ladder_limits_table,
+    ladder_numbers,
+    ladder_quality_table,
+    ladder_table,
+)
+from snippets.optimization.engines import ENGINES, build_engine
+from snippets.optimization.gpu import DEVICE_ENGINES, GPU_RUNGS
 from snippets.optimization.ladder import RUNGS
 from tests.unit.benchmark.test_harness import RUN, provenance
 from tests.unit.optimization.test_engines import FOLDER
 
 if TYPE_CHECKING:
     from snippets.samples import Samples
+    from tests.ray_cluster import RayCluster
 
 NAMES = ["naive", "openvino", "openvino-int8", "cheap-decode"]
 RATES: dict[str, list[float | None]] = {
@@ -42,7 +52,9 @@ RATES: dict[str, list[float | None]] = {
     "openvino-int8": [40.0, 80.0],
     "cheap-decode": [60.0, 80.0],
 }
+RATES |= {name: [100.0, 100.0] for name in GPU_RUNGS if name != "naive"}
 FORWARD = {"eager": 15.0, "openvino-float32": 25.0, "openvino-int8": 100.0}
+FORWARD_ON_GPU = {name: 300.0 for name in DEVICE_ENGINES}
 
 
 class FakeRuns:
@@ -62,7 +74,7 @@ class FakeRuns:
         if kind == "build":
             return {"seconds": 3.0, "bytes": 100_000_000}
         if kind == "limits":
-            return {"cores": 2, "decode": {"full": 0.01, "cheap": 0.005}, "forward": {**FORWARD}}
+            return {"cores": 2, "decode": {"full": 0.01, "cheap": 0.005}, "forward": FORWARD | FORWARD_ON_GPU}
         source = request["source"]
         answer: dict[str, Any] = {
             "run": {**RUN, "accuracy": 0.75},
@@ -187,13 +199,44 @@ def test_a_rung_with_too_little_of_a_steady_state_is_shown_without_a_bar(results
 
 
 def test_bfloat16_is_left_out_where_the_processor_would_emulate_it() -> None:
-    without = replace(read_hardware(), gpu="a GPU computes it, and no rung runs there", instruction_sets=["avx2"])
+    without = replace(read_hardware(), gpu=None, instruction_sets=["avx2"])
     assert rungs_for(without) == [name for name in RUNGS if name != "openvino-bfloat16"]
     assert rungs_for(replace(without, instruction_sets=["avx512_bf16"])) == [*RUNGS]
 
 
+def test_a_machine_with_a_gpu_measures_the_rungs_for_it() -> None:
+    rungs = rungs_for(replace(read_hardware(), gpu="NVIDIA H200"))
+    assert rungs == [*GPU_RUNGS]
+    assert packages_of(rungs) == []
+    assert packages_of([*RUNGS]) == ["onnx", "onnxruntime", "openvino"]
+
+
 def test_every_decoder_and_every_engine_has_its_limit() -> None:
-    assert {rung.decoder for rung in RUNGS.values()} == {*DECODERS.values()}
+    assert {rung.decoder for rung in ALL_RUNGS.values()} == {*DECODERS.values()}
+    assert {rung.engine for rung in ALL_RUNGS.values()} == {"eager", *ENGINES, *DEVICE_ENGINES}
+
+
+def test_on_a_gpu_the_slower_stage_decides() -> None:
+    limits = {"forward": {"gpu-float16": 9000}, "decode": {"full": 0.002, "cheap": 0.001}, "cores": 16}
+    assert bound_of("gpu-float16", limits) == 8000
+    limits["forward"] = {"gpu-compiled": 9000}
+    assert bound_of("gpu-cheap-decode", limits) == 9000
+
+
+def test_rungs_for_a_gpu_are_measured_by_the_same_code(tmp_path: Path) -> None:
+    runs = FakeRuns()
+    plan = replace(fake_plan(tmp_path, runs), contenders=[*GPU_RUNGS])
+    measured = measure_ladder(plan, provenance(), tmp_path / "ladder-gpu.json", is_long=True)
+    assert {name for name, _ in runs.asked} == {"reference", "limits", *GPU_RUNGS}  # nothing is built
+    assert [*measured["long"]["runs"]] == ["naive", "gpu-cheap-decode"]
+    shown = gpu_ladder(load_ladder(tmp_path / "ladder-gpu.json"))
+    assert [rung.title for rung in GPU_RUNGS.values() if f"| {rung.title} |" not in shown] == []
+    [row] = [line for line in shown.splitlines() if line.startswith("| Cheaper decode | 100 | ")][:1]
+    assert " | 1.00 | 7.50 | 0.33 | " in row  # over naive's 10 and 20, over the 300 of the GPU
+
+
+def test_without_a_gpus_results_the_page_says_so() -> None:
+    assert gpu_ladder(None).startswith("Never by us: ")
 
 
 def test_scores_are_compared_where_both_have_one() -> None:
@@ -236,7 +279,9 @@ def test_a_rung_that_there_is_none_of_is_refused(results: dict[str, Any], tmp_pa
         load_ladder(tmp_path / "ladder.json")
 
 
-def test_a_rung_is_measured_in_a_process_of_its_own(sample_set: Samples, spread_images: list[str]) -> None:
+def test_a_rung_is_measured_in_a_process_of_its_own(
+    one_machine: RayCluster, sample_set: Samples, spread_images: list[str]
+) -> None:
     build_engine(str(sample_set.model), folder=FOLDER)  # as a measurement does before: building loads too
     request = {"kind": "rung", "name": "openvino", "source": spread_images[::2], "model": str(sample_set.model)}
     answer = ask_ladder({**request, "calibration": spread_images[1:2], "folder": FOLDER})
@@ -277,7 +322,7 @@ def median(published: dict[str, Any], name: str, key: str) -> float:
 def test_the_committed_rungs_were_measured_in_full_on_committed_code(published: dict[str, Any]) -> None:
     assert published["complete"] and len(published["rounds"]) >= 3
     assert published["provenance"]["uncommitted_changes"] is False
-    assert {*rungs_for(read_hardware())} <= {*published["images"]} | {"openvino-bfloat16"}
+    assert {*rungs_for(replace(read_hardware(), gpu=None))} <= {*published["images"]} | {"openvino-bfloat16"}
 
 
 @pytest.mark.parametrize("name", [*RUNGS][[*RUNGS].index("pool") :])

@@ -29,6 +29,7 @@ from tests.unit.benchmark.test_harness import provenance
 
 if TYPE_CHECKING:
     from snippets.samples import Samples
+    from tests.ray_cluster import RayCluster
 
 DECODING = {"decode_seconds": 0.004, "image_bytes": 150_528, "idle_bytes": 400, "decode_bytes": 900}
 FOUND = {
@@ -179,7 +180,7 @@ def test_quick_results_are_not_published(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.timeout(600)
-def test_one_configuration_is_measured_stage_by_stage(sample_set: Samples) -> None:
+def test_one_configuration_is_measured_stage_by_stage(one_machine: RayCluster, sample_set: Samples) -> None:
     paths = sorted(str(path) for path in sample_set.images.rglob("*.jpg"))[:8]
     found = ask(
         {
@@ -197,3 +198,14 @@ def test_one_configuration_is_measured_stage_by_stage(sample_set: Samples) -> No
     assert found["forward_rate"] > 0 and found["forward_bytes"] > 100e6
     assert found["measured_bytes"] > found["forward_bytes"] / 2
     assert predictions.CONFIGURATION.keys() - found.keys() == {"dtype", "batch_size", "actors"}
+
+
+def test_the_published_errors_are_within_what_was_asked() -> None:
+    results = load_predictions()
+    assert results["complete"] and not results["provenance"]["uncommitted_changes"]
+    assert len(results["configurations"]) >= 10
+    assert max(median_errors(results)) <= 0.15
+    rates = [abs(error) if error is not None else 0 for error, _ in errors_of(results)]
+    worst = results["configurations"][rates.index(max(rates))]
+    smallest = min(each["batch_size"] for each in results["configurations"])
+    assert (worst["batch_size"], worst["actors"]) == (smallest, 1)

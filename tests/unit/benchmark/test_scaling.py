@@ -230,7 +230,7 @@ def test_a_quick_run_writes_nothing_to_publish(capsys: pytest.CaptureFixture[str
 
 
 def test_a_file_that_is_not_there_ends_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="1"):
+    with pytest.raises(SystemExit, match="2"):
         scaling.main(["--simulate", "--output", str(tmp_path / "none.json")])
     assert "There is no results file" in capsys.readouterr().err
 
@@ -246,3 +246,26 @@ def test_a_round_is_run_on_a_real_cluster_of_its_own(monkeypatch: pytest.MonkeyP
         assert run["seconds"] >= run["batches"] * run["wait_s"] / len(run["nodes"])
         assert run["tasks"] == run["batches"]
         assert 0 < run["executor_s"] < run["process_s"]
+
+
+@pytest.fixture(scope="module")
+def published() -> dict[str, Any]:
+    """The results that the page shows."""
+    results = load_scaling()
+    assert results["complete"] and not results["provenance"]["uncommitted_changes"]
+    return results
+
+
+@pytest.mark.parametrize("kind", ["weak", "strong"])
+def test_eight_nodes_keep_the_speed_that_was_asked(published: dict[str, Any], kind: str) -> None:
+    found = efficiency(published, kind, 8)
+    assert found is not None
+    assert found["median"] >= 0.95
+
+
+def test_the_simulation_is_as_close_as_was_asked_and_off_most_where_batches_are_short(
+    published: dict[str, Any],
+) -> None:
+    assert median_error(published) <= 0.1
+    errors = {name: error["median"] for name, (_, _, error) in predictions(published).items()}
+    assert max(errors, key=errors.__getitem__) in {"short-8", "busy-4", "busy-8"}
