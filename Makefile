@@ -121,6 +121,8 @@ bench: samples ## measure everything that the pages state, write docs/assets/res
 	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark.predictions
 	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark.tuning
 	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark.ensemble
+	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark.preflight
+	@$(BIN)/python -m snippets.benchmark.scaling
 	@$(BIN)/python -m snippets.benchmark.queues
 	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark.blocks
 	@$(BIN)/python -m snippets.benchmark.render >/dev/null

@@ -44,7 +44,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Runner:
-    """A run over pages: what they share, and the report."""
+    """A run over pages: what they share, and the report.
+
+    Side by side (`-n`) each process has a cluster of its own, and tells what it ran to the one that reports.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         from tests.page_environment import PageEnvironment
@@ -53,6 +56,7 @@ class Runner:
         self.limit_s: float = config.option.codeblocks_timeout
         self.report_file: Path | None = config.option.codeblocks_report
         self.environment = PageEnvironment(config.option.codeblocks_gpus, config.option.codeblocks_workers)
+        self.told: dict[str, Any] | None = getattr(config, "workeroutput", None)
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
         self.sources = digest_sources()
         self.blocks: list[dict[str, Any]] = []
@@ -78,12 +82,34 @@ class Runner:
             }
         )
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
+        """Give each of the processes a page at a time."""
+        from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
+        from xdist.workermanage import NodeManager  # type: ignore[import-untyped]
+
+        NodeManager.EXIT_TIMEOUT = 20  # after Ctrl-C: 10 s are too few for some to stop their clusters
+        return LoadFileScheduling(config, log)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Take over what a process ran that has ended; one that died says nothing."""
+        if told := getattr(node, "workeroutput", {}).get("codeblocks"):
+            self.blocks += told["blocks"]
+            self.refused = told["refused"]  # the same of each, as each collects all pages
+            self.environment.resources = told["resources"] or self.environment.resources
+            self.environment.samples = told["samples"] or self.environment.samples
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:
         """Write the report; from here on nothing interrupts the cleaning up."""
         for number in self.signals:
             signal.signal(number, signal.SIG_IGN)
-        if self.report_file:
+        if self.told is not None:
+            ran = {"blocks": self.blocks, "refused": self.refused}
+            found = {"resources": self.environment.resources, "samples": self.environment.samples}
+            self.told["codeblocks"] = ran | found
+        elif self.report_file:
             self.report_file.write_text(json.dumps(self.report(), indent=2) + "\n")
 
     def pytest_unconfigure(self) -> None:
@@ -102,7 +128,7 @@ class Runner:
             "cluster": self.environment.resources,
             "images": self.environment.data["IMAGES"],
             "model": self.environment.data["MODEL"],
-            "blocks": self.blocks,
+            "blocks": sorted(self.blocks, key=lambda block: block["page"]),
             "refused": self.refused,
         }
 

@@ -18,9 +18,19 @@ if TYPE_CHECKING:  # most tests need no Ray
     RecordedRun = tuple[Recording, list[dict[str, Any]]]
 
 OTHER_LABELS = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
-# Tests of these folders run one after another: they share a server, a site that is built, or pipelines.
-TOGETHER = ("tests/s3/", "tests/site/", "tests/unit/fundamentals/")
-OF_THE_SITE = ("tests/contract/test_console_lines.py", "tests/contract/test_publishing.py")
+# Tests of these run one after another: they share a server, a site that is built, or pipelines that are recorded.
+TOGETHER = {
+    "server": ("tests/s3/",),
+    "site": ("tests/site/", "tests/contract/test_console_lines.py", "tests/contract/test_publishing.py"),
+    "pipelines": (
+        "tests/unit/benchmark/test_timeline.py",
+        "tests/unit/fundamentals/test_actor_pool.py",
+        "tests/unit/fundamentals/test_naive.py",
+        "tests/unit/fundamentals/test_stepwise.py",
+        "tests/unit/optimization/test_patterns.py",
+        "tests/unit/test_recording.py",
+    ),
+}
 
 
 @pytest.hookimpl(trylast=True)  # after the plugin that makes the report
@@ -34,22 +44,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give each of the processes (`-n`) a file at a time, or a folder whose tests share something."""
+    """Give each of the processes (`-n`) a file at a time, or files whose tests share something."""
     from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
-    class ByFolderOrFile(LoadScopeScheduling):  # type: ignore[misc]
+    class ByGroupOrFile(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             return group_of(nodeid)
 
-    return ByFolderOrFile(config, log)
+    return ByGroupOrFile(config, log)
 
 
 def group_of(nodeid: str) -> str:
-    """Return the file of a test, or the folder that stays together."""
+    """Return the file of a test, or the group that stays together."""
     file = nodeid.partition("::")[0]
-    if file in OF_THE_SITE:
-        return "tests/site/"
-    return next((folder for folder in TOGETHER if file.startswith(folder)), file)
+    return next((group for group, begins in TOGETHER.items() if file.startswith(begins)), file)
 
 
 @pytest.fixture(scope="session")
@@ -72,14 +80,27 @@ def _cluster_without_gpus() -> Iterator["RayCluster"]:
         yield cluster
 
 
+@pytest.fixture
+def one_machine(_one_machine: "RayCluster") -> Iterator["RayCluster"]:
+    """One machine with two CPUs and no GPU, which a bare `ray.init()`, or a process of its own, joins."""
+    with _joined(_one_machine):
+        yield _one_machine
+
+
+@pytest.fixture(scope="session")
+def _one_machine() -> Iterator["RayCluster"]:
+    with _started(gpus_per_worker=0, dashboard=False, workers=0) as cluster:
+        yield cluster
+
+
 @contextmanager
-def _started(gpus_per_worker: int) -> Iterator["RayCluster"]:
+def _started(gpus_per_worker: int, dashboard: bool = True, **options: int) -> Iterator["RayCluster"]:
     import ray
 
     from tests.ray_cluster import RayCluster
 
     ray.shutdown()  # a driver that is connected stays where it is
-    with RayCluster(gpus_per_worker, dashboard=True) as cluster:
+    with RayCluster(gpus_per_worker, dashboard, **options) as cluster:
         yield cluster
 
 
@@ -146,11 +167,11 @@ def _quiet() -> None:
 
 @pytest.fixture(scope="session")
 def naive_run(ray_cluster: "RayCluster", sample_set: "Samples", spread_images: list[str]) -> "RecordedRun":
-    """The naive pipeline over `spread_images`: what was recorded, and the rows."""
+    """The naive pipeline over half of `spread_images`: what was recorded, and the rows."""
     from snippets.fundamentals.dataset import read_images
     from snippets.fundamentals.naive import classify_naively
 
-    return _recorded(lambda: classify_naively(read_images(spread_images), str(sample_set.model)))
+    return _recorded(lambda: classify_naively(read_images(spread_images[::2]), str(sample_set.model)))
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from mkdocs.utils.meta import get_data
@@ -75,6 +76,10 @@ class PageError(Exception):
 def collect(page: Path) -> list[Block]:
     """Return the blocks that the site renders for `page`; raise `PageError` if one cannot be run."""
     page = page.resolve()
+    return list(_of_docs(page)) if page.is_relative_to(ROOT / "docs") else _collect(page)
+
+
+def _collect(page: Path) -> list[Block]:
     name = page.relative_to(ROOT).as_posix() if page.is_relative_to(ROOT) else page.as_posix()
     # The site resolves includes from the repository only; a reader's own page may keep files beside it.
     bases = [] if page.is_relative_to(ROOT / "docs") else [page.parent]
@@ -83,6 +88,9 @@ def collect(page: Path) -> list[Block]:
     if rendering.problems:
         raise PageError(name, rendering.problems)
     return blocks
+
+
+_of_docs = cache(_collect)  # many tests look at all pages, which takes seconds, and none changes them
 
 
 def needs_package(page: Path) -> bool:

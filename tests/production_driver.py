@@ -29,8 +29,8 @@ from pyarrow import fs
 
 from snippets.fundamentals.actor_pool import RESULT
 from snippets.optimization import production, production_parts
-from tests.page_rendering import ROOT
 
+ROOT = Path(__file__).resolve().parents[1]
 ROWS, PART_ROWS, BATCH = 48, 4, 2
 PARTS = ROWS // PART_ROWS
 CORRUPT, MISSING = "corrupt.jpg", "missing.jpg"

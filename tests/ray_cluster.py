@@ -26,6 +26,8 @@ CLIENT_ENVIRONMENT = {
     # Ray 2.60 asks for a token by default; a cluster on loopback that lives for one test run needs none.
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # To look into a Parquet file Ray starts 32 actors unless told otherwise, which takes two cores seconds a time.
+    "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",
 }
 ray_constants.ENABLE_RAY_CLUSTER = False  # the same for this process, as Ray reads the variable when imported
 

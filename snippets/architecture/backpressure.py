@@ -9,9 +9,7 @@ import sys
 
 from snippets.architecture.streaming import (
     ROWS,
-    SETTLED_STEPS,
     Gate,
-    Ledger,
     Look,
     Watched,
     load_images,
@@ -146,13 +144,16 @@ def wait_until(
 
 
 # --8<-- [start:hold_back]
+STILL_STEPS = 20  # of the executor, each of which waits a tenth of a second while a batch is at the gate
+
+
 def hold_back(blocks: int, in_flight: float) -> tuple[list[Account], list[list[Account]]]:
     """Run a reader before a model that takes no step until the reads stand still; let it go, and end.
 
     Returns the accounts when they stood still, and all accounts in their order.
     """
     gate = start_actor(Gate)
-    images = load_images(blocks, start_actor(Ledger), in_flight)
+    images = load_images(blocks, in_flight=in_flight)
 
     def is_still(seen: list[Account]) -> bool:
         _, reads, model = seen
@@ -160,7 +161,7 @@ def hold_back(blocks: int, in_flight: float) -> tuple[list[Account], list[list[A
         return has_stopped and model.submitted > 0 and model.limit_bytes > 0
 
     with while_running(classify_behind([gate], images, ray.data.ActorPoolStrategy(size=1))) as watched:
-        still = wait_until(watched, is_still, SETTLED_STEPS)
+        still = wait_until(watched, is_still, STILL_STEPS)
         ray.get(gate.open.remote())
     return still, watched.looks
 
@@ -178,7 +179,7 @@ def resize_pool(most: int, least: int = 1, blocks: int = 12) -> tuple[int, int]:
     """Run a pool; return its actors while all its batches are held, and while that of one block is."""
     gate, last_gate = start_actor(Gate), start_actor(Gate)
     pool = ray.data.ActorPoolStrategy(min_size=least, max_size=most)
-    images = load_images(blocks, start_actor(Ledger))
+    images = load_images(blocks)
     with while_running(classify_behind([gate, last_gate, blocks - 1], images, pool)) as watched:
         grown = ray.get(gate.wait_for.remote(most), timeout=TIMEOUT_S)  # as many actors hold a batch each
         ray.get(gate.open.remote())
@@ -202,7 +203,7 @@ def limits_of(
 
 def held_images(gate: Any) -> ray.data.Dataset:
     """Return a dataset of two blocks, of which the second waits at a gate."""
-    return load_images(2, start_actor(Ledger), gate=gate, held=1)
+    return load_images(2, gate=gate, held=1)
 
 
 def share_cluster() -> list[tuple[float, float]]:
@@ -235,7 +236,7 @@ def feed_pool(pool: Any, num_cpus: float, no_progress_timeout_s: float) -> ray.d
     """
     gate = start_actor(Gate)
     ray.get(gate.open.remote())
-    rows = classify_behind([gate], load_images(4, start_actor(Ledger)), pool, num_cpus)
+    rows = classify_behind([gate], load_images(4), pool, num_cpus)
     rows.context.execution_no_progress_timeout_s = no_progress_timeout_s
     return rows
 

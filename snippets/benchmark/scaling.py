@@ -284,7 +284,7 @@ def membership_table(results: dict[str, Any]) -> str:
                 with_range(after, lambda value: f"{value:.1f}"),
             ]
         )
-    head = ["", "batches", "came out", "twice", "batches/s before", "after"]
+    head = ["change", "batches", "came out", "twice", "batches/s before", "after"]
     return format_table(head, rows)
 
 

@@ -72,6 +72,7 @@ LARGE = "architecture/blocks.md#who-decides-how-large"
 CUT = "architecture/blocks.md#how-batches-are-cut"
 MEMORY = "architecture/memory.md#what-memory-does"
 GROWS = "architecture/backpressure.md#pools-that-grow-and-shrink"
+DEADLOCK = "architecture/backpressure.md#the-pool-that-holds-every-cpu"
 TIMED = "architecture/scaling.md#an-accelerator-that-is-a-wait"
 BREAKS = "architecture/streaming.md#the-first-result-and-what-breaks-streaming"
 
@@ -136,6 +137,11 @@ CALLS = (
                 SWITCHES,
             ),
             Parameter("target_max_block_size", "bytes at which a task ends a block and begins another", LARGE),
+            Parameter(
+                "wait_for_min_actors_s",
+                "seconds that the fewest actors of a pool may take to start; -1 begins without them",
+                DEADLOCK,
+            ),
             Parameter(
                 "max_errored_blocks",
                 "blocks that may fail and be lost, with all of their rows; -1 for any number",

@@ -227,6 +227,23 @@ def test_a_block_alone_runs_those_before_it(tmp_path: Path) -> None:
     assert f"{page}:4: an earlier block of this page failed: {page}:1: ZeroDivisionError" in run.output
 
 
+def test_pages_side_by_side_make_one_report(tmp_path: Path) -> None:
+    """Two processes run a page each, with all of its blocks."""
+    folder, ran_by = tmp_path / "pages", tmp_path / "ran_by"
+    ran_by.mkdir()
+    blocks = "```python\nimport os\nx = {}\n```\n\n```python\nopen(f'{}/{{os.getppid()}}', 'w')\n1 / x\n```\n"
+    pages = write_pages(folder, {name: blocks.format(x, ran_by) for x, name in enumerate("ab")})
+    run = run_pages("-n2", folder, report=tmp_path / "report.json")
+    assert [(block["page"], block["line"], block["outcome"]) for block in run.report["blocks"]] == [
+        (str(pages["a"]), 1, "passed"),
+        (str(pages["a"]), 6, "failed"),
+        (str(pages["b"]), 1, "passed"),
+        (str(pages["b"]), 6, "passed"),
+    ]
+    assert f"{pages['a']}:6: ZeroDivisionError" in run.output
+    assert len([*ran_by.iterdir()]) == 2
+
+
 def test_a_page_has_a_time_limit(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("```python\nimport time\ntime.sleep(0.7)\n```\n\n```python\ntime.sleep(0.7)\n```\n")
@@ -259,9 +276,14 @@ def test_a_true_page_passes_on_the_cluster(planted_with_ray: Run, folder: Path, 
 
 
 @pytest.mark.cluster
+@pytest.mark.parametrize("name", RAY_FAULTS)
+def test_a_fault_on_the_cluster_is_named(planted_with_ray: Run, folder: Path, name: str) -> None:
+    assert_caught(planted_with_ray, folder / "ray_faults" / f"{name}.md", RAY_FAULTS[name])
+
+
+@pytest.mark.cluster
 def test_the_error_of_a_udf_is_shortened_to_the_readers_lines(planted_with_ray: Run, folder: Path) -> None:
     page = folder / "ray_faults" / "udf.md"
-    assert_caught(planted_with_ray, page, RAY_FAULTS["udf"])
     shown = planted_with_ray.output.split(f"\n{page}:8: ", 1)[1].split("\n----")[0]
     lines = [line for line in shown.splitlines() if not line.startswith("in the worker ray::")]
     assert lines == [
@@ -292,13 +314,14 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, number: int, to_group: bool
     page, started, report = tmp_path / "page.md", tmp_path / "started", tmp_path / "report.json"
     page.write_text(
         "```python\nx = 1\n```\n\n```python\nimport pathlib, ray, subprocess, time\nray.init()\n"
+        "assert len(ray.nodes()) == 3 and 'GPU' not in ray.cluster_resources()\n"
         "subprocess.Popen(['sleep', '1235'])\n"
         f"pathlib.Path('{started}').touch()\ntime.sleep(100)\n```\n"
     )
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     process = psutil.Popen(
-        [*PYTEST, "--codeblocks", f"--codeblocks-report={report}", page],
+        [*PYTEST, "--codeblocks", "--codeblocks-gpus=0", f"--codeblocks-report={report}", page],
         cwd=ROOT,
         env=clean_environment() | {"TMPDIR": str(scratch)},
         start_new_session=True,

@@ -1,4 +1,4 @@
-"""The pages hold beyond the samples: on other images and labels, without a GPU, and on one machine.
+"""The pages hold beyond the samples: on other images and labels, on one machine, without a GPU.
 
 Those of the part whose notebook is run do so in `test_labs.py`; here the others that read images or a checkpoint,
 and some that look at nodes. The rest would be the same program twice.
@@ -66,19 +66,14 @@ def run_pages(pages: list[Path], report: Path, *options: str, **variables: str) 
 
 @pytest.mark.cluster
 @pytest.mark.timeout(1800)
-def test_pages_hold_on_other_images_and_labels_without_a_gpu(other_sample_set: Samples, tmp_path: Path) -> None:
+def test_pages_hold_on_other_images_and_labels_on_one_machine_without_a_gpu(
+    other_sample_set: Samples, tmp_path: Path
+) -> None:
     pages = [page for of_folder in pages_that_read_images().values() for page in of_folder]
+    pages += [ROOT / "docs" / page for page in OF_NODES]
     other = {"IMAGES": str(other_sample_set.images), "MODEL": str(other_sample_set.model)}
-    ran = run_pages(pages, tmp_path / "report.json", "--codeblocks-gpus=0", **other)
+    ran = run_pages(pages, tmp_path / "report.json", "--codeblocks-gpus=0", "--codeblocks-workers=0", **other)
     assert (ran["images"], ran["model"]) == (other["IMAGES"], other["MODEL"])
-    assert ran["cluster"]["gpus"] == 0
-
-
-@pytest.mark.cluster
-@pytest.mark.timeout(600)
-def test_pages_that_look_at_nodes_hold_on_one_machine(tmp_path: Path) -> None:
-    pages = [ROOT / "docs" / page for page in OF_NODES]
-    ran = run_pages(pages, tmp_path / "report.json", "--codeblocks-gpus=0", "--codeblocks-workers=0")
     assert ran["cluster"] == {"nodes": 1, "cpus": 2, "gpus": 0}
 
 

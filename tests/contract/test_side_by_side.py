@@ -1,4 +1,4 @@
-"""What shares the built site, or a server, is not run side by side (`pytest -n`)."""
+"""What shares the built site, a server, or recorded pipelines, is not run side by side (`pytest -n`)."""
 
 import re
 from pathlib import Path
@@ -21,8 +21,9 @@ def files_with(pattern: str) -> list[Path]:
     [
         (r"\bsite: Site\b|type_in_shell\(\"make site\"\)|ROOT / \"site\"", 5),
         (r"\bbucket: Bucket\b", 4),
+        (r"\b(naive|pool)_run: (RecordedRun|tuple)\b", 6),
     ],
-    ids=["the built site", "the S3 server"],
+    ids=["the built site", "the S3 server", "the recorded pipelines"],
 )
 def test_files_that_share_something_are_one_group(pattern: str, least: int) -> None:
     files = files_with(pattern)

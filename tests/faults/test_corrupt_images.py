@@ -36,7 +36,7 @@ def hostile_rows(sample_set: Samples) -> Rows:
 def rows(connected: RayCluster, sample_set: Samples, hostile_rows: Rows) -> Rows:
     """The row of each file in the hostile folder, by file name, from batches of 4."""
     if not hostile_rows:
-        found = classify(str(sample_set.hostile), str(sample_set.model), batch_size=4).take_all()
+        found = classify(str(sample_set.hostile), str(sample_set.model), batch_size=4, actors=1).take_all()
         assert len(found) == len({row["id"] for row in found})
         hostile_rows.update({Path(row["id"]).name: row for row in found})
     return hostile_rows
@@ -71,6 +71,6 @@ def test_batches_of_nothing_but_broken_and_missing_files_come_out_whole(
     for index in range(5):
         path = shutil.copy(sample_set.hostile / "truncated.jpg", tmp_path / f"{index}.jpg")
         reasons[str(path)] = "truncated"
-    rows = classify(list(reasons), str(sample_set.model), batch_size=4).take_all()
+    rows = classify(list(reasons), str(sample_set.model), batch_size=4, actors=1).take_all()
     assert sorted(row["id"] for row in rows) == sorted(reasons)
     assert all(reasons[row["id"]] in row["error"] and row["label"] is None for row in rows)

@@ -16,12 +16,13 @@ import ray
 from pyarrow import fs
 
 from snippets.command import run_module
+from snippets.recording import Recording
 from snippets.samples import Samples
 from tests.page_rendering import ROOT
 from tests.ray_cluster import RayCluster
 from tests.s3_server import REGION, S3Server
 
-POOL = ("--actors", "2", "--batch-size", "4")
+POOL = ("--actors", "1", "--batch-size", "4")
 IN_MANIFEST = 17
 MANIFEST, MISSING = "manifest.parquet", "nowhere/missing.jpg"
 # Without these of whoever runs the tests, as what is tested is what they say.
@@ -75,12 +76,10 @@ class Done:
 
 @dataclass(frozen=True)
 class Written:
-    """What a run of `results` over the manifest on S3 wrote there, and one over the same files here."""
+    """What a run of `results` over the manifest on S3 wrote there."""
 
     uri: str
-    done: Done
     on_s3: pa.Table
-    here: pa.Table
 
 
 Run = Callable[..., Done]
@@ -111,11 +110,11 @@ def bucket(
 
 @pytest.fixture(scope="session")
 def s3_cluster(bucket: Bucket) -> Iterator[RayCluster]:
-    """A cluster of several nodes that were started with the variables, and so their workers have them."""
+    """A cluster of two nodes that were started with the variables, and so their workers have them."""
     with pytest.MonkeyPatch.context() as environment:
         for name, value in bucket.server.environment.items():
             environment.setenv(name, value)
-        cluster = RayCluster(gpus_per_worker=0)
+        cluster = RayCluster(gpus_per_worker=0, workers=1)
     with cluster:
         yield cluster
 
@@ -154,14 +153,30 @@ def run(bucket: Bucket, sample_set: Samples, seen: list[str]) -> Run:
 
 
 @pytest.fixture(scope="session")
-def written(bucket: Bucket, s3_cluster: RayCluster, run: Run, tmp_path_factory: pytest.TempPathFactory) -> Written:
-    """Results over the manifest, on S3 and from S3, and the same from this machine's files."""
-    folder, uri = tmp_path_factory.mktemp("results") / "predictions", "s3://own/results"
-    variables = {**s3_cluster.client_environment, **bucket.server.environment}
+def variables(bucket: Bucket, s3_cluster: RayCluster) -> dict[str, str]:
+    """What a driver on that cluster has, who reads and writes with the key."""
+    return {**s3_cluster.client_environment, **bucket.server.environment}
+
+
+@pytest.fixture(scope="session")
+def signed(bucket: Bucket, run: Run, variables: dict[str, str]) -> Done:
+    """How a command ended that read some images with the key."""
+    return run("dataset", "--limit", "8", "--json", IMAGES=bucket.images, **variables)
+
+
+@pytest.fixture(scope="session")
+def written(bucket: Bucket, run: Run, variables: dict[str, str]) -> Written:
+    """Results over the manifest, on S3 and from S3."""
+    uri = "s3://own/results"
     done = run("results", "--output", uri, *POOL, **variables, IMAGES=f"{bucket.images}/{MANIFEST}")
-    here = run("results", "--output", str(folder), *POOL, **variables, IMAGES=str(bucket.local / MANIFEST))
-    assert (done.status, here.status) == (0, 0), done.errors + here.errors
-    return Written(uri, done, pq.read_table("own/results", filesystem=bucket.filesystem), pq.read_table(folder))
+    assert done.status == 0, done.errors
+    return Written(uri, pq.read_table("own/results", filesystem=bucket.filesystem))
+
+
+@pytest.fixture(scope="session")
+def labels_here(pool_run: tuple[Recording, list[dict[str, Any]]], sample_set: Samples) -> dict[str, str]:
+    """The labels of the same images, from the files on this machine, by the names that they have in the bucket."""
+    return {str(Path(row["id"]).relative_to(sample_set.images)): row["label"] for row in pool_run[1]}
 
 
 @pytest.fixture

@@ -3,47 +3,38 @@
 import json
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 from snippets.fundamentals.results import count_results
 from snippets.samples import Samples
 from tests.ray_cluster import RayCluster
-from tests.s3.conftest import IN_MANIFEST, MANIFEST, MISSING, Bucket, Refuse, Run, Written, run_alone
+from tests.s3.conftest import IN_MANIFEST, MANIFEST, MISSING, Bucket, Done, Refuse, Run, Written, run_alone
 
 pytestmark = pytest.mark.cluster
 
 CHECKSUM = "AWS_REQUEST_CHECKSUM_CALCULATION"
 
 
-@pytest.mark.parametrize(
-    ("module", "is_anonymous"), [("dataset", True), ("dataset", False), ("actor_pool", True)]
-)  # signed, the pool writes results below
+@pytest.mark.parametrize("module", ["dataset", "actor_pool"])
 def test_a_command_reads_a_public_bucket_without_a_key_and_ones_own_with_it(
-    bucket: Bucket, s3_cluster: RayCluster, run: Run, module: str, is_anonymous: bool
+    bucket: Bucket, s3_cluster: RayCluster, run: Run, signed: Done, module: str
 ) -> None:
-    server = bucket.server
-    variables = server.anonymous_environment if is_anonymous else server.environment
-    variables = {**s3_cluster.client_environment, **variables}
-    images = bucket.anonymous if is_anonymous else bucket.images
-    report = run(module, "--limit", "8", "--json", IMAGES=images, **variables).report
-    assert (report["rows"], report["errors"]) == (8, 0)
-    assert report["files_skipped"] == 1  # the manifest, which lies beside the images
+    anonymous = {**s3_cluster.client_environment, **bucket.server.anonymous_environment}
+    public = run(module, "--limit", "8", "--json", IMAGES=bucket.anonymous, **anonymous)
+    for report in (public.report, signed.report):  # signed, the pool writes results below
+        assert (report["rows"], report["errors"]) == (8, 0)
+        assert report["files_skipped"] == 1  # the manifest, which lies beside the images
 
 
 def test_the_naive_command_gives_the_labels_of_the_same_files_here(
-    bucket: Bucket, s3_cluster: RayCluster, run: Run
+    bucket: Bucket, run: Run, variables: dict[str, str], labels_here: dict[str, str]
 ) -> None:
-    def labels(images: str, root: str) -> dict[str, str]:
-        variables = {**s3_cluster.client_environment, **bucket.server.environment}
-        shown = run("naive", "--limit", "3", IMAGES=images, **variables)
-        assert shown.status == 0, shown.errors
-        rows = [line.split("  ") for line in shown.output.splitlines() if line.startswith("id: ")]
-        return {row[0].removeprefix(f"id: {root}/"): row[1] for row in rows}
-
-    found = labels(bucket.images, f"{bucket.name}/images")
+    shown = run("naive", "--limit", "3", IMAGES=bucket.images, **variables)
+    assert shown.status == 0, shown.errors
+    rows = [line.split("  ") for line in shown.output.splitlines() if line.startswith("id: ")]
+    found = {row[0].removeprefix(f"id: {bucket.name}/images/"): row[1] for row in rows}
     assert len(found) == 3
-    assert found == labels(str(bucket.local), str(bucket.local))
+    assert found == {name: f"label: {labels_here[name]}" for name in found}
 
 
 def test_results_are_written_to_s3_read_back_and_counted(
@@ -56,14 +47,13 @@ def test_results_are_written_to_s3_read_back_and_counted(
     assert sum(counted["labels"].values()) == IN_MANIFEST - 1
 
 
-def test_labels_are_those_of_the_same_files_here(bucket: Bucket, written: Written) -> None:
-    def labels(table: pa.Table, root: str) -> dict[str, str | None]:
-        rows = zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True)
-        return {name.removeprefix(f"{root}/"): label for name, label in rows}
-
-    found = labels(written.on_s3, f"{bucket.name}/images")
-    assert found == labels(written.here, str(bucket.local))
+def test_labels_are_those_of_the_same_files_here(
+    bucket: Bucket, written: Written, labels_here: dict[str, str]
+) -> None:
+    rows = zip(written.on_s3["id"].to_pylist(), written.on_s3["label"].to_pylist(), strict=True)
+    found = {name.removeprefix(f"{bucket.name}/images/"): label for name, label in rows}
     assert len(found) == IN_MANIFEST
+    assert found == {name: labels_here.get(name) for name in found}
     assert [name for name, label in found.items() if label is None] == [MISSING]
 
 
@@ -74,18 +64,16 @@ def test_an_object_that_is_missing_is_a_row_that_says_so(bucket: Bucket, written
 
 
 def test_a_read_that_ends_at_a_missing_object_says_which(
-    bucket: Bucket, s3_cluster: RayCluster, refuse: Refuse
+    bucket: Bucket, variables: dict[str, str], refuse: Refuse
 ) -> None:
-    variables = {**s3_cluster.client_environment, **bucket.server.environment}
     sentence = refuse(f"{bucket.images}/{MANIFEST}", "--json", module="naive", **variables)
     assert f"{bucket.name}/images/{MISSING}" in sentence
 
 
 def test_a_place_that_cannot_be_written_is_named_before_a_model_is_loaded(
-    bucket: Bucket, s3_cluster: RayCluster, refuse: Refuse, written: Written
+    bucket: Bucket, variables: dict[str, str], refuse: Refuse, written: Written
 ) -> None:
     at = f"at {bucket.server.endpoint}"
-    variables = {**s3_cluster.client_environment, **bucket.server.environment}
     for output, sentence in (
         (written.uri, f"Results go to a new place, and there is something at {written.uri} {at}."),
         ("s3://anonymous@public/out", f"Cannot use s3://public/out {at}: access is denied,"),
@@ -96,10 +84,15 @@ def test_a_place_that_cannot_be_written_is_named_before_a_model_is_loaded(
         assert refuse(bucket.images, *options, module="results", **variables).startswith(sentence)
 
 
-def test_a_server_that_is_not_amazons_may_need_the_checksum_variable(bucket: Bucket, run: Run) -> None:
+def test_a_server_that_is_not_amazons_may_need_the_checksum_variable(
+    bucket: Bucket, sample_set: Samples, seen: list[str]
+) -> None:
     variables = {name: value for name, value in bucket.server.environment.items() if name != CHECKSUM}
     options = ("--limit", "4", "--json", "--output", "s3://own/unwritten")
-    done = run("results", *options, IMAGES=bucket.images, **variables)  # starts Ray, whose workers lack it too
+    # Writes images before a model is loaded, and starts Ray, whose workers lack the variable too.
+    command = ["snippets.optimization.patterns", *options]
+    done = run_alone(command, {**variables, "IMAGES": bucket.images, "MODEL": str(sample_set.model)})
+    seen.extend((done.output, done.errors))
     assert (done.status, done.output) == (2, "")
     assert "Traceback" not in done.errors
     sentence = done.errors.splitlines()[-1]
@@ -124,6 +117,7 @@ def test_workers_that_were_started_without_the_variables_are_refused(
 def test_the_page_reads_from_s3(bucket: Bucket, sample_set: Samples, tmp_path: Path, seen: list[str]) -> None:
     report = tmp_path / "blocks.json"
     command = ["pytest", "-q", "--codeblocks", "docs/fundamentals/dataset.md", f"--codeblocks-report={report}"]
+    command.append("--codeblocks-workers=0")  # one machine: on several, the commands above read
     variables = {**bucket.server.environment, "IMAGES": bucket.images, "MODEL": str(sample_set.model)}
     done = run_alone(command, variables)
     seen.extend((done.output, done.errors, report.read_text()))

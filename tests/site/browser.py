@@ -20,12 +20,24 @@ from tests.site.built import Site
 FIRST_VIEW_BYTES = 250_000  # compressed; the search index, which loads in a worker, does not delay a view
 LAB_FIRST_VIEW_BYTES = 400_000  # a notebook brings the style sheet of JupyterLab with it
 AXE = (files("axe_playwright_python") / "axe.min.js").read_text("utf-8")
+AXE_RUN = (Path(__file__).parent / "axe_run.js").read_text("utf-8")
 AXE_TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
 FONTS = (Path(__file__).parent / "fonts.js").read_text("utf-8")
 LAYOUT = (Path(__file__).parent / "layout.js").read_text("utf-8")
 KEYBOARD = (Path(__file__).parent / "keyboard.js").read_text("utf-8")
 # The theme adds a button to each block of code when it starts.
 BUTTONS_ARE_THERE = "!document.querySelector('.md-typeset pre:not(:has(.md-code__button)) > code')"
+LAID_OUT = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done())))"
+# What a button has put into the clipboard, which is emptied; nothing after some seconds.
+TAKE_COPIED = """async () => {
+  let copied = "";
+  for (let frame = 0; frame < 600 && !copied; frame++) {
+    await new Promise(requestAnimationFrame);
+    copied = await navigator.clipboard.readText();
+  }
+  await navigator.clipboard.writeText("");
+  return copied;
+}"""
 LOUD = ("error", "warning")  # what a console must not say
 ARGUMENTS = [
     "--disable-background-networking",
@@ -90,8 +102,7 @@ def visit(page: Page, url: str) -> None:
 
 def settle(page: Page) -> None:
     """Wait until the page is laid out and painted."""
-    page.evaluate("document.fonts.ready")
-    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    page.evaluate(f"document.fonts.ready.then(() => {LAID_OUT})")
 
 
 @contextlib.contextmanager
@@ -149,10 +160,11 @@ def switch_to_dark(page: Page) -> None:
 def _violations(page: Page) -> list[str]:
     page.evaluate(AXE)
     options = {"runOnly": AXE_TAGS, "resultTypes": ["violations"]}
-    result = page.evaluate("(options) => axe.run(document, options)", options)
+    broken = page.evaluate(AXE_RUN, options)
+    settle(page)
     return [
         f"axe {rule['id']}: {rule['help']}: {node['html'][:150]}" + (f" and {more} more" if more else "")
-        for rule in result["violations"]
+        for rule in broken
         for node, more in [(rule["nodes"][0], len(rule["nodes"]) - 1)]
     ]
 
@@ -188,12 +200,11 @@ def shades(page: Page, element: Locator, left: int, width: int) -> int:
 def copies(page: Page) -> list[str]:
     """Return what each copy button of an open page puts into the clipboard, from the top."""
     page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true })")
+    page.evaluate("navigator.clipboard.writeText('')")
     copied = []
     for button in page.locator("button[data-md-type=copy]").all():
-        page.evaluate("navigator.clipboard.writeText('')")
         button.click()
-        page.wait_for_function("async () => (await navigator.clipboard.readText()) !== ''")
-        copied.append(str(page.evaluate("navigator.clipboard.readText()")))
+        copied.append(str(page.evaluate(TAKE_COPIED)))
     return copied
 
 

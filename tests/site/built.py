@@ -2,12 +2,13 @@
 
 import contextlib
 import gzip
+import resource
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -36,11 +37,19 @@ def name(page: str) -> str:
     return page.removesuffix("/").replace("/", "-") or "index"
 
 
-def build(folder: Path) -> None:
-    """Build the site as `make build` does."""
+def build(folder: Path) -> float:
+    """Build the site as `make build` does; return the CPU seconds of it, whatever else this machine does."""
     mkdocs = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(mkdocs, cwd=ROOT, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@cache
+def _compressed_bytes(path: Path, changed_ns: int) -> int:
+    return len(gzip.compress(path.read_bytes()))
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class Site:
         """Return the size of what lies at `url`, compressed as a host of static sites does it."""
         path = self.folder / unquote(urlsplit(url).path).lstrip("/")
         path = path / "index.html" if path.is_dir() else path
-        return len(gzip.compress(path.read_bytes())) if path.is_file() else 0
+        return _compressed_bytes(path, path.stat().st_mtime_ns) if path.is_file() else 0
 
 
 class _QuietHandler(SimpleHTTPRequestHandler):

@@ -11,9 +11,14 @@ from tests.site.built import Site, build, serve
 
 
 @pytest.fixture(scope="session")
-def site() -> Iterator[Site]:
-    """The site, built from the pages as they are now and served on this machine."""
-    build(ROOT / "site")
+def build_cpu_s() -> float:
+    """The CPU seconds of building the site from the pages as they are now."""
+    return build(ROOT / "site")
+
+
+@pytest.fixture(scope="session")
+def site(build_cpu_s: float) -> Iterator[Site]:
+    """The site, built and served on this machine."""
     with serve(ROOT / "site") as served:
         yield served
 

@@ -11,11 +11,21 @@
   const scrolls = (overflow) => overflow === "auto" || overflow === "scroll";
   const cuts = (overflow) => overflow === "hidden" || overflow === "clip";
 
+  // The same boxes are around many texts: each is looked at once.
+  const boxes = new Map();
+  const look = (element) => {
+    if (!boxes.has(element)) {
+      const { display, overflowX, overflowY, position } = getComputedStyle(element);
+      boxes.set(element, { display, overflowX, overflowY, position, edges: element.getBoundingClientRect() });
+    }
+    return boxes.get(element);
+  };
+
   // The box that a text must stay in: its nearest block, its cell, or its figure.
   const boxOf = (element) => {
     const figure = element.closest("svg");
     if (figure) return figure;
-    while (/^(inline|contents)$/.test(getComputedStyle(element).display)) element = element.parentElement;
+    while (/^(inline|contents)$/.test(look(element).display)) element = element.parentElement;
     return element;
   };
 
@@ -33,18 +43,18 @@
     if (range.getClientRects()[0].height < 10) found.add(`too small to read: ${place(parent)}`);
 
     const box = boxOf(parent);
-    const edges = box.getBoundingClientRect();
+    const { edges } = look(box);
     const isWider = text.left < edges.left - 1 || text.right > edges.right + 1;
     // A notebook's code is scrolled by the box around its `pre`.
     const scroller = box.matches("pre") && box.closest(".highlight-ipynb") ? box.closest(".highlight-ipynb") : box;
-    if (isWider && !scrolls(getComputedStyle(scroller).overflowX)) found.add(`wider than its box: ${place(parent)}`);
+    if (isWider && !scrolls(look(scroller).overflowX)) found.add(`wider than its box: ${place(parent)}`);
 
     // What a container scrolls can be reached, so only the containers within it cut anything off.
     let x = true;
     let y = true;
     for (let outer = box; outer && (x || y); outer = outer.parentElement) {
-      const { overflowX, overflowY, position } = getComputedStyle(outer);
-      const { left, right, top, bottom } = outer.getBoundingClientRect();
+      const { overflowX, overflowY, position, edges } = look(outer);
+      const { left, right, top, bottom } = edges;
       x &&= !scrolls(overflowX);
       y &&= !scrolls(overflowY);
       const isCut =
@@ -57,7 +67,7 @@
   }
 
   for (const element of document.body.querySelectorAll("*")) {
-    const isScroller = scrolls(getComputedStyle(element).overflowX) && element.scrollWidth > element.clientWidth;
+    const isScroller = element.scrollWidth > element.clientWidth && scrolls(look(element).overflowX);
     if (isScroller && isVisible(element) && !element.hasAttribute("tabindex")) {
       found.add(`scrolls sideways, and no keyboard reaches it: ${place(element)}`);
     }

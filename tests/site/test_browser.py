@@ -198,6 +198,11 @@ FAULTS = {
     "missing-file": ("<img src='missing.png' alt='A picture'>", r"^404: .*/missing\.png$"),
     "no-alt": ("<img src='data:,'>", "^axe image-alt: "),
     "contrast": ("<p style='color: #999'>Pale.</p>", "^axe color-contrast: "),
+    # A single character says nothing, and the same fault beside it is one.
+    "token": (
+        "<style>.p { color: #999 }</style><pre><span class='p'>pale</span> <span class='p'>(</span></pre>",
+        "^axe color-contrast: .*pale",
+    ),
     "wide-page": ("<div style='width: 500px; height: 1px'></div>", "^the page is 5.. px wide, the screen 390$"),
     "cut-off": (f"<p style='{NARROW}; overflow: hidden'>More text than fits.</p>", "^cut off by p: p "),
     "too-wide": (f"<p style='{NARROW}'>More text than fits.</p>", "^wider than its box: p "),

@@ -94,7 +94,7 @@ def code_differences(expected: str, found: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def page(browser: Browser, site: Site) -> Iterator[Page]:
-    """The calculator, open."""
+    """The calculator, open, for tests that leave it as it is."""
     with tab(browser, MODES["light"]) as opened:
         visit(opened, site.url + PAGE)
         yield opened
@@ -219,32 +219,32 @@ def test_nothing_is_requested_however_often_it_changes(opened: Page, site: Site)
     ("label", "typed"),
     [("Deadline", ""), ("Deadline", "soon"), ("Deadline", "-1"), ("GPUs, a node", "1.5"), ("Parameters", "1e9")],
 )
-def test_nonsense_is_refused_at_its_field_and_no_answer_is_left(opened: Page, label: str, typed: str) -> None:
-    field = opened.get_by_label(label)
+def test_nonsense_is_refused_at_its_field_and_no_answer_is_left(page: Page, label: str, typed: str) -> None:
+    field = page.get_by_label(label)
     field.fill(typed)
     name = str(field.get_attribute("name"))
     with pytest.raises(ValueError) as refused:
         plan({**DEFAULTS, name: float(typed) if re.match(r"[-\d]", typed) else typed})
-    expect(opened.get_by_role("status")).to_have_text(str(refused.value))
+    expect(page.get_by_role("status")).to_have_text(str(refused.value))
     expect(field).to_have_attribute("aria-invalid", "true")
-    expect(opened.locator("[data-answer=nodes] td").first).to_be_hidden()
-    assert opened.locator(".sized").text_content() == ""
+    expect(page.locator("[data-answer=nodes] td").first).to_be_hidden()
+    assert page.locator(".sized").text_content() == ""
     field.fill(str(DEFAULTS[name]))
-    assert shown(opened) == expected_cells(DEFAULTS)
-    assert opened.locator("[aria-invalid]").count() == 0
+    assert shown(page) == expected_cells(DEFAULTS)
+    assert page.locator("[aria-invalid]").count() == 0
 
 
-def test_the_code_is_copied_as_it_is_shown(opened: Page) -> None:
-    opened.get_by_role("button", name="Copy the code").click()
-    expect(opened.get_by_role("status")).to_have_text("Copied.")
-    assert opened.evaluate("navigator.clipboard.readText()") == plan(DEFAULTS).code
+def test_the_code_is_copied_as_it_is_shown(page: Page) -> None:
+    page.get_by_role("button", name="Copy the code").click()
+    expect(page.get_by_role("status")).to_have_text("Copied.")
+    assert page.evaluate("navigator.clipboard.readText()") == plan(DEFAULTS).code
 
 
-def test_every_field_has_a_name_and_help_and_changes_are_announced(opened: Page) -> None:
+def test_every_field_has_a_name_and_help_and_changes_are_announced(page: Page) -> None:
     for given in INPUTS:
-        field = opened.get_by_label(f"{given['label']}, {given['unit']}", exact=True)
+        field = page.get_by_label(f"{given['label']}, {given['unit']}", exact=True)
         expect(field).to_have_accessible_description(given["help"])
-    assert opened.get_by_role("status").get_attribute("aria-live") == "polite"
+    assert page.get_by_role("status").get_attribute("aria-live") == "polite"
 
 
 @pytest.mark.parametrize("mode", ["light", "phone"])

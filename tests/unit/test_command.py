@@ -9,7 +9,9 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,7 @@ MODULES = {  # name -> options, and whether it joins the tests' cluster or start
     "preprocessing": ("--limit 6", True),
     "results": ("--limit 6 --batch-size 4 --actors 1 --num-gpus 0.5 --dtype bfloat16", True),
 }
+Ended = subprocess.CompletedProcess[str]
 KEYS = {
     *("rows", "errors", "files_skipped", "seconds", "ray_init_seconds", "start_up_seconds"),
     *("steady_rows_per_second", "model_loads", "batches", "peak_memory_bytes", "device", "versions"),
@@ -43,27 +46,36 @@ KEYS = {
 PROGRESS = ("%|", "Running Dataset", "Total Progress")
 
 
-def run_command(samples: Samples, name: str, options: str, joins: bool) -> subprocess.CompletedProcess[str]:
+def command_of(samples: Samples, name: str, options: str, joins: bool) -> Callable[[], Ended]:
+    """Return what runs a module's command in the environment as it is now."""
     found_by = () if joins else ("RAY_ADDRESS", "RAY_TMPDIR")  # in the latter Ray looks for a cluster, too
     environment = {name: value for name, value in os.environ.items() if name not in found_by}
     environment |= {"IMAGES": str(samples.images), "MODEL": str(samples.model), "RAY_AUTH_MODE": "disabled"}
     arguments = [sys.executable, "-m", f"snippets.fundamentals.{name}", *options.split()]
-    return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    return partial(subprocess.run, arguments, env=environment, capture_output=True, text=True, timeout=280)
 
 
 @pytest.fixture(scope="module")
-def reports(ray_cluster: RayCluster, sample_set: Samples) -> Callable[[str], dict[str, Any]]:
-    """The report of a module's one run in these tests, after what is the same for all has been checked."""
-    done: dict[str, dict[str, Any]] = {}
+def runs(ray_cluster: RayCluster, sample_set: Samples) -> Iterator[dict[str, Future[Ended]]]:
+    """Each module's one run in these tests, two at a time: much of a run is waiting for processes to start."""
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            name: pool.submit(command_of(sample_set, name, f"{options} --json", joins))
+            for name, (options, joins) in MODULES.items()
+        }
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture
+def reports(runs: dict[str, Future[Ended]]) -> Callable[[str], dict[str, Any]]:
+    """The report of a module's run, after what is the same for all has been checked."""
 
     def get(name: str) -> dict[str, Any]:
-        if name not in done:
-            options, joins = MODULES[name]
-            result = run_command(sample_set, name, f"{options} --json", joins)
-            assert result.returncode == 0, result.stderr
-            assert not [mark for mark in PROGRESS if mark in result.stderr + result.stdout]
-            done[name] = json.loads(result.stdout.splitlines()[-1])
-        return done[name]
+        result = runs[name].result()
+        assert result.returncode == 0, result.stderr
+        assert not [mark for mark in PROGRESS if mark in result.stderr + result.stdout]
+        report: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+        return report
 
     return get
 
@@ -121,7 +133,7 @@ def test_the_costs_command_measures_within_its_limit(reports: Callable[[str], di
 def test_without_json_a_person_sees_progress_rows_and_the_report(
     ray_cluster: RayCluster, sample_set: Samples
 ) -> None:
-    result = run_command(sample_set, "preprocessing", "--limit 6", joins=True)
+    result = command_of(sample_set, "preprocessing", "--limit 6", joins=True)()
     assert result.returncode == 0
     assert [mark for mark in PROGRESS if mark in result.stderr + result.stdout]
     lines = result.stdout.splitlines()

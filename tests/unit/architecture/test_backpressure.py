@@ -17,6 +17,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from snippets.architecture import backpressure
 from snippets.architecture.backpressure import (
+    STILL_STEPS,
     Account,
     account,
     classify_behind,
@@ -33,9 +34,7 @@ from snippets.architecture.backpressure import (
 )
 from snippets.architecture.streaming import (
     BLOCK_BYTES,
-    SETTLED_STEPS,
     Gate,
-    Ledger,
     Watched,
     load_images,
     start_actor,
@@ -75,11 +74,11 @@ def test_with_one_the_reads_wait_and_each_operator_keeps_a_quarter_of_it(connect
 
 def test_three_operators_keep_a_sixth_each(connected: RayCluster) -> None:
     gate = start_actor(Gate)
-    images = load_images(BLOCKS, start_actor(Ledger), 16)  # so that a sixth is more than one task needs
+    images = load_images(BLOCKS, in_flight=16)  # so that a sixth is more than one task needs
     behind = classify_behind([gate], images, ActorPoolStrategy(size=1))
     behind = behind.map_batches(lambda batch: batch, num_cpus=0.5)
     with while_running(behind) as watched:
-        seen = wait_until(watched, lambda seen: seen[1].finished > 0 and seen[1].is_held_back, SETTLED_STEPS)
+        seen = wait_until(watched, lambda seen: seen[1].finished > 0 and seen[1].is_held_back, STILL_STEPS)
         ray.get(gate.open.remote())
     assert [one.reserved_bytes * 6 for one in seen[1:]] == pytest.approx([16 * BLOCK_BYTES] * 3, rel=0.01)
 
@@ -129,11 +128,11 @@ def asked_for(actors: int, tasks_an_actor: float, is_fed: bool, least: int = 1) 
 
 
 def test_a_pool_grows_while_its_batches_wait_and_shrinks_when_nothing_does(connected: RayCluster) -> None:
-    assert resize_pool(most=3) == (3, 1)
+    assert resize_pool(most=2, blocks=6) == (2, 1)
 
 
 def test_a_pool_of_a_fixed_size_gives_up_its_idle_actors_too(connected: RayCluster) -> None:
-    assert resize_pool(most=3, least=3, blocks=6) == (3, 1)
+    assert resize_pool(most=2, least=2, blocks=6) == (2, 1)
 
 
 def test_what_is_excluded_is_not_used_and_the_option_is_deprecated(connected: RayCluster) -> None:
@@ -149,7 +148,7 @@ def test_what_is_excluded_is_not_used_and_the_option_is_deprecated(connected: Ra
     with while_running(rows) as watched:
         assert limits_of(watched, lambda of: of.limit_cpus == 2)[0] == 2
         ray.get(gate.wait_for.remote(2), timeout=120)
-        seen = wait_until(watched, lambda seen: seen[1].is_held_back, SETTLED_STEPS)
+        seen = wait_until(watched, lambda seen: seen[1].is_held_back, STILL_STEPS)
         assert (seen[1].submitted, ray.get(gate.wait_for.remote(2))) == (2, 2)
         ray.get(gate.open.remote())
 
@@ -204,8 +203,9 @@ def test_a_pool_that_holds_every_cpu_ends_in_an_error_and_one_that_leaves_one_in
         stuck.take_all()
     _, reads, model = watched.looks[-1]
     assert (model.actors, reads.finished) == (cpus, 0)  # that is why, and not that they were slow to start
-    for pool in (ActorPoolStrategy(size=cpus - 1), ActorPoolStrategy(min_size=1, max_size=cpus)):
-        assert len(feed_pool(pool, num_cpus=1, no_progress_timeout_s=120).take_all()) == 16
+    assert cpus_left(2, 2) == 1  # the workers' CPUs are held, and the head's is free
+    for pool, num_cpus in ((ActorPoolStrategy(size=2), 2), (ActorPoolStrategy(min_size=1, max_size=cpus), 1)):
+        assert len(feed_pool(pool, num_cpus, no_progress_timeout_s=120).take_all()) == 16
 
 
 def test_what_fails_in_a_run_is_raised_after_the_block(connected: RayCluster) -> None:

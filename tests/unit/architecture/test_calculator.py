@@ -1,10 +1,6 @@
 """The calculator's answers hold together, its files are what its table says, and its code runs."""
 
-import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +13,7 @@ from snippets.architecture.calculator_files import ROOT, SCRIPT, SECTIONS, const
 
 if TYPE_CHECKING:
     from snippets.samples import Samples
+    from tests.ray_cluster import RayCluster
 
 BY_NAME = {given["name"]: given for given in INPUTS}
 PRESETS = {preset["name"]: preset["values"] for preset in QUANTITIES["preset"]}
@@ -152,33 +149,22 @@ def test_answers_and_limits_are_those_of_the_table() -> None:
     assert sorted(grouped) == sorted(BY_NAME)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.cluster
 @pytest.mark.parametrize("gpus", [0, 1])
-def test_the_code_runs_and_predicts(sample_set: "Samples", tmp_path: Path, gpus: int) -> None:
-    """The code with values of this machine, which may have a logical GPU, after what its page defines."""
-    cpus = min(os.cpu_count() or 1, 2)
-    values = {**DEFAULTS, "items": 24, "gpus": gpus, "cpus": cpus, "memory_gib": 16, "rate": 10, "overhead_ms": 40}
+def test_the_code_runs_and_predicts(connected: "RayCluster", sample_set: "Samples", gpus: int) -> None:
+    """The code with values of one machine, which may have a logical GPU, after what its page defines."""
+    from snippets.fundamentals import actor_pool
+    from snippets.fundamentals.dataset import list_images
+
+    values = {**DEFAULTS, "items": 24, "gpus": gpus, "cpus": 2, "memory_gib": 16, "rate": 10, "overhead_ms": 40}
     found = plan(values)
     assert found.answers["nodes"] == 1
-    before = """
-from snippets.fundamentals.actor_pool import *
-from snippets.fundamentals.dataset import list_images
-from snippets.fundamentals.setup import MODEL, configure_data_context
-ray.init(num_cpus=CPUS, num_gpus=GPUS, log_to_driver=False, _node_ip_address="127.0.0.1")
-configure_data_context(progress_bars=False)
-filesystem, paths, _ = list_images(os.environ["IMAGES"], limit=24)
-to = load_preprocessing(MODEL)
-""".replace("CPUS", str(cpus)).replace("GPUS", str(gpus))
-    after = "\nprint(json.dumps([row['id'] for row in predictions.iter_rows()]))\n"
-    script = tmp_path / "sized.py"
-    script.write_text(f"import os\n{before}{found.code}{after}")
-    outer = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTEST_"))}
-    given = {"IMAGES": str(sample_set.images), "MODEL": str(sample_set.model), "RAY_AUTH_MODE": "disabled"}
-    done = subprocess.run(
-        [sys.executable, str(script)], cwd=ROOT, env={**outer, **given}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    ids = json.loads(done.stdout.splitlines()[-1])
+    filesystem, paths, _ = list_images(str(sample_set.images), limit=24)
+    model = str(sample_set.model)
+    page = {"MODEL": model, "to": actor_pool.load_preprocessing(model), "filesystem": filesystem, "paths": paths}
+    names: dict[str, Any] = {**vars(actor_pool), **page}
+    exec(found.code, names)
+    ids = [row["id"] for row in names["predictions"].iter_rows()]
     assert len(set(ids)) == len(ids) == 24
 
 

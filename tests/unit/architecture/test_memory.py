@@ -109,8 +109,8 @@ def test_a_bounded_process_says_what_it_could_not_allocate_and_smaller_batches_f
 
 
 def test_memory_is_reserved_not_bounded_and_more_than_a_node_has_waits(context: Any) -> None:
-    context.execution_no_progress_timeout_s = 10  # enough for an actor that fits
     assert reserve(memory=1e6) == {"reserved": 1e6, "taken": 5e7}
+    context.execution_no_progress_timeout_s = 5  # enough for an actor that fits, as the one before
     too_much = 2 * max(node["Resources"]["memory"] for node in ray.nodes() if node["Alive"])
     with pytest.raises(ExecutionTimeoutError, match="no progress"):
         reserve(memory=too_much)

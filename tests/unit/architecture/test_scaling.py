@@ -32,7 +32,7 @@ from snippets.fundamentals.setup import configure_data_context
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    """A cluster of our own, which tests make larger and smaller."""
+    """A cluster of our own, which tests make larger and smaller; in this order with the fewest nodes started."""
     ray.shutdown()
     with pytest.MonkeyPatch.context() as environment:
         # A node that does not answer is dead after a second, and not after a quarter of a minute.
@@ -66,12 +66,13 @@ def test_all_nodes_take_part_and_each_batch_comes_out_once(cluster: LocalCluster
     assert driver.steps > 0 and sum(driver.samples.values()) > 0
 
 
-def test_a_node_that_joins_takes_batches_of_a_pool_that_was_too_large(cluster: LocalCluster) -> None:
-    cluster.resize(1)
-    calls = collect(classify_timed(list_batches(60), 2, 0.1), cluster.add_node, change_after=3)
-    assert sorted(call.id for call in calls) == list(range(60))
-    assert set(by_node(calls)) == set(cluster.node_ids())
-    assert len(cluster.node_ids()) == 2
+def test_a_slow_node_takes_fewer_batches(cluster: LocalCluster) -> None:
+    cluster.resize(2)
+    quick, slow = cluster.node_ids()
+    dataset = classify_timed(list_batches(20), 2, 0.02, waits_s={slow: 1.0}, barrier=start_barrier(2))
+    nodes = by_node(collect(dataset))
+    assert len(nodes[slow]) < len(nodes[quick])
+    assert all(call.ended_s - call.began_s >= 1 for call in nodes[slow])
 
 
 def test_a_node_that_is_killed_loses_no_batch(cluster: LocalCluster) -> None:
@@ -86,13 +87,12 @@ def test_a_node_that_is_killed_loses_no_batch(cluster: LocalCluster) -> None:
     assert calls[-1].node == kept
 
 
-def test_a_slow_node_takes_fewer_batches(cluster: LocalCluster) -> None:
-    cluster.resize(2)
-    quick, slow = cluster.node_ids()
-    dataset = classify_timed(list_batches(20), 2, 0.02, waits_s={slow: 1.0}, barrier=start_barrier(2))
-    nodes = by_node(collect(dataset))
-    assert len(nodes[slow]) < len(nodes[quick])
-    assert all(call.ended_s - call.began_s >= 1 for call in nodes[slow])
+def test_a_node_that_joins_takes_batches_of_a_pool_that_was_too_large(cluster: LocalCluster) -> None:
+    cluster.resize(1)
+    calls = collect(classify_timed(list_batches(60), 2, 0.1), cluster.add_node, change_after=3)
+    assert sorted(call.id for call in calls) == list(range(60))
+    assert set(by_node(calls)) == set(cluster.node_ids())
+    assert len(cluster.node_ids()) == 2
 
 
 def test_the_command_has_a_row_for_each_number_of_nodes(

@@ -196,6 +196,15 @@ def test_one_in_fifty_nodes_is_slow() -> None:
     assert slowest == 2 * min(machine.forward_s for machine in cluster.machines)
 
 
+def test_the_dip_at_64_nodes_is_the_slow_one() -> None:
+    def kept(slow_nodes: float) -> float:
+        changes = {**design("several jobs"), "images": 1e8, "slow_nodes": slow_nodes}
+        first, found = (answer(nodes, changes, CALIBRATION) for nodes in (16, 64))
+        return efficiency(found, first)
+
+    assert kept(slow_nodes=0.02) < 0.9 < kept(slow_nodes=0)
+
+
 def test_efficiency_is_against_the_smallest_cluster() -> None:
     def found(nodes: int, seconds: float) -> Answer:
         return Answer(nodes, seconds, 0, "forward", 0, {})

@@ -85,7 +85,7 @@ def test_half_of_the_object_store_is_the_default_limit(connected: RayCluster) ->
         return float(executor._resource_manager.get_global_limits().object_store_memory)
 
     gate = start_actor(Gate)
-    watched = watch_executor(images := load_images(8, start_actor(Ledger), gate=gate, held=7), limit)
+    watched = watch_executor(images := load_images(8, gate=gate, held=7), limit)
     batches = iter(images.iter_batches(batch_size=None))
     next(batches)  # which waits for a block or two more than the first: the iterator fetches ahead
     half = ray.cluster_resources()["object_store_memory"] / 2
@@ -153,7 +153,7 @@ def test_a_count_after_steps_that_keep_the_rows_runs_nothing(connected: RayClust
 def test_what_a_driver_collects_stays_in_the_object_store(
     connected: RayCluster, is_collected_by_take_all: bool
 ) -> None:
-    images = load_images(BLOCKS, start_actor(Ledger), IN_FLIGHT)
+    images = load_images(BLOCKS, in_flight=IN_FLIGHT)
     rows: list[dict[str, Any]]
     rows = images.take_all() if is_collected_by_take_all else list(images.iter_batches(batch_size=None))
     assert sum(row["image"].nbytes for row in rows) == BLOCKS * BLOCK_BYTES > IN_FLIGHT * BLOCK_BYTES

@@ -23,7 +23,7 @@ from snippets.benchmark.ensemble import (
     quality_table,
     summarize_ensemble,
 )
-from snippets.benchmark.ensemble_runs import Alone, describe_quality
+from snippets.benchmark.ensemble_runs import Alone, describe_quality, measure_quality
 from snippets.benchmark.render import format_sections
 from snippets.optimization.ensemble import load_ensemble
 from snippets.optimization.ensemble_models import build_small_models
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from snippets.samples import Samples
+    from tests.ray_cluster import RayCluster
 
 MODELS = ("a/small", "a/large")
 QUALITY = {
@@ -236,21 +237,14 @@ def quick(sample_set: Samples) -> list[str]:
     return [str(small.resnet), str(small.vit)]
 
 
-@pytest.fixture
-def own_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RAY_ADDRESS", "RAY_TMPDIR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-
-
 def test_a_cascade_is_measured_in_a_process_of_its_own(
-    own_ray: None, quick: list[str], sample_set: Samples
+    one_machine: RayCluster, quick: list[str], sample_set: Samples
 ) -> None:
     images = str(sample_set.held_out)
-    request = {"kind": "layout", "layout": "together", "source": images, "models": quick, "limit": 40, "sure": 0.6}
+    request = {"kind": "layout", "layout": "together", "source": images, "models": quick, "limit": 16, "sure": 0.6}
     found = ask_for_ensemble(request)
-    assert found["rows"] == found["asked"]["small-resnet"] == 40
-    assert 0 < found["asked"]["small-vit"] < 40
+    assert found["rows"] == found["asked"]["small-resnet"] == 16
+    assert 0 < found["asked"]["small-vit"] < 16
     assert found["model_loads"] >= 2 and found["errors"] == 0
     assert found["peak_memory_bytes"] > found["peak_store_bytes"] > 0
     assert found["seconds"] > found["start_up_seconds"] > 0
@@ -283,10 +277,27 @@ def test_without_a_truth_there_is_no_quality() -> None:
     assert describe_quality(["a", "b"], none, none) == WITHOUT_TRUTH
 
 
-def test_answers_of_real_models_are_described(own_ray: None, quick: list[str], sample_set: Samples) -> None:
-    folders = [str(sample_set.held_out / name) for name in ("ocean", "snow")]
-    found = ask_for_ensemble({"kind": "quality", "source": folders[0], "held_out": folders[1], "models": quick})
+def test_answers_of_real_models_are_described(
+    one_machine: RayCluster, quick: list[str], sample_set: Samples
+) -> None:
+    source, held_out = (str(sample_set.held_out / name) for name in ("ocean", "snow"))
+    found = measure_quality(source, held_out, quick)
     assert (found["images"], found["held_out"]) == (15, 15)
     assert found["alone"].keys() == found["weights"].keys() == {"small-resnet", "small-vit"}
     shares = [each["asked"]["small-vit"] for each in found["cascades"]]
     assert shares == sorted(shares) and shares[-1] > 0
+
+
+def test_the_published_layouts_are_what_the_page_says_of_them() -> None:
+    results = load_measured_ensemble()
+    assert results["complete"] and not results["provenance"]["uncommitted_changes"]
+    found = summarize_ensemble(results)
+
+    def median(run: str, key: str) -> float:
+        spread = found[run][key]
+        assert spread is not None
+        return float(spread["median"])
+
+    assert median("pools", "over_together") < 1 < median("cascade", "over_together")
+    assert median("pools", "start_up_seconds") > median("together", "start_up_seconds")
+    assert median("pools", "steady_rows_per_second") > median("together", "steady_rows_per_second")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from snippets.samples import Samples
+    from tests.ray_cluster import RayCluster
 
 IMAGES = 8
 
@@ -180,11 +181,8 @@ def test_a_run_that_fails_ends_in_its_message(
 
 
 def test_the_command_measures_in_processes_of_their_own(
-    tmp_path: Path, sample_set: Samples, monkeypatch: pytest.MonkeyPatch
+    one_machine: RayCluster, tmp_path: Path, sample_set: Samples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("RAY_ADDRESS", "RAY_TMPDIR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("IMAGES", str(sample_set.images))
     monkeypatch.setenv("MODEL", str(sample_set.model))
     assert preflight.main(["--quick", "--output", str(tmp_path / "out.json")]) == 0

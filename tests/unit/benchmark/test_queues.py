@@ -161,7 +161,7 @@ def run_here(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_quick_command_measures_what_the_executor_saw(
-    ray_cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one_machine: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(QueuePlan.__init__, "__defaults__", (run_here,))
     assert queues.main(["--quick", "--output", str(tmp_path / "out.json")]) == 0
@@ -191,3 +191,11 @@ def test_three_operators_pass_blocks_of_the_same_size(connected: RayCluster) -> 
         if operator.operator_name != "MapBatches(SlowModel)"
     ]
     assert passed == pytest.approx([BLOCK_BYTES] * 2, rel=0.01)
+
+
+def test_the_published_runs_are_what_the_page_says_of_them() -> None:
+    results = load_queues()
+    unlimited, limited = (results["runs"][name] for name in ("unlimited", "limited"))
+    assert results["complete"] and not results["provenance"]["uncommitted_changes"]
+    assert most_waiting(limited) <= results["in_flight"] < most_waiting(unlimited)
+    assert limited["seconds"] <= 1.05 * unlimited["seconds"]

@@ -27,6 +27,7 @@ from tests.unit.benchmark.test_harness import RUN, provenance
 
 if TYPE_CHECKING:
     from snippets.samples import Samples
+    from tests.ray_cluster import RayCluster
 
 NAMES = ["naive", "kept", "batched"]
 RATES: dict[str, list[float | None]] = {"naive": [10.0, 20.0], "kept": [20.0, 20.0], "batched": [10.0, 10.0]}
@@ -154,7 +155,9 @@ def test_a_step_that_there_is_none_of_is_refused(results: dict[str, Any], tmp_pa
         load_steps(tmp_path / "steps.json")
 
 
-def test_a_step_is_measured_in_a_process_of_its_own(sample_set: Samples, spread_images: list[str]) -> None:
+def test_a_step_is_measured_in_a_process_of_its_own(
+    one_machine: RayCluster, sample_set: Samples, spread_images: list[str]
+) -> None:
     request = {"kind": "step", "name": "kept", "source": spread_images[:8], "model": str(sample_set.model)}
     answer = ask(request)
     assert (answer["run"]["rows"], answer["run"]["model_loads"]) == (8, 2)

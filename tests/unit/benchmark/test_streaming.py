@@ -30,6 +30,8 @@ from tests.unit.benchmark.test_harness import provenance
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.ray_cluster import RayCluster
+
 TIMELINE = [
     {"worker": worker, "operator": operator, "block": 0, "began_s": began, "ended_s": began + 1}
     for worker, operator, began in (("a", "read", 0.0), ("b", "read", 0.5), ("c", "model", 1.5))
@@ -181,10 +183,7 @@ def test_a_run_that_fails_ends_in_its_message(
     assert "ended with status 1" in capsys.readouterr().err
 
 
-def test_a_stream_is_measured_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RAY_ADDRESS", "RAY_TMPDIR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+def test_a_stream_is_measured_in_a_process_of_its_own(one_machine: RayCluster) -> None:
     request = {"kind": "stream", "blocks": 16, "in_flight": 3, "wait_s": 0.01, "with_timeline": True}
     found = ask_for_stream(request)
     assert found["rows"] == 64

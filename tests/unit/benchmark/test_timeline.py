@@ -68,7 +68,7 @@ def test_doubling_the_pool_doubles_the_lanes(
 
     ray.shutdown()
     with recording(log_to_driver=False, logging_level=logging.ERROR) as one_actor:
-        classify(spread_images[:16], str(sample_set.model), actors=1, batch_size=4).take_all()
+        classify(spread_images[:8], str(sample_set.model), actors=1, batch_size=4).take_all()
     ray.shutdown()
     assert (len(actors_in(one_actor)), len(actors_in(pool_run[0]))) == (1, 2)
 

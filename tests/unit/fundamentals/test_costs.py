@@ -150,6 +150,7 @@ def test_the_bar_reaches_its_end(
     for name, value in (
         ("median_seconds", 1.0),
         ("decode_seconds", 1.0),
+        ("actors_at_work", 1),
         ("forward_rate", 1.0),
         ("start_loops", []),
     ):

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ from snippets.fundamentals.watching import (
 if TYPE_CHECKING:
     from tests.ray_cluster import RayCluster
 
-LOAD_S = 3.0
+LOAD_S = 1.0
 REPORTED_S = 30  # Ray reports tasks about a second late
 
 
@@ -233,11 +234,22 @@ def alone(home: Path, dashboard: str, **variables: str) -> Any:
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def test_without_a_dashboard_the_state_api_says_what_is_missing(tmp_path: Path) -> None:
-    url, said = alone(tmp_path, "off", RAY_AUTH_MODE="disabled")
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What two say that start at the same time, one with a dashboard and one without."""
+    with ThreadPoolExecutor() as threads:
+        running = {
+            "on": threads.submit(alone, tmp_path_factory.mktemp("on"), "on"),
+            "off": threads.submit(alone, tmp_path_factory.mktemp("off"), "off", RAY_AUTH_MODE="disabled"),
+        }
+    return {dashboard: one.result() for dashboard, one in running.items()}
+
+
+def test_without_a_dashboard_the_state_api_says_what_is_missing(said: dict[str, Any]) -> None:
+    url, why = said["off"]
     assert url == "none"
-    assert "pip install ray[default]" in said
+    assert "pip install ray[default]" in why
 
 
-def test_a_dashboard_asks_for_the_token_that_ray_wrote(tmp_path: Path) -> None:
-    assert alone(tmp_path, "on") == [401, 200, "{}"]
+def test_a_dashboard_asks_for_the_token_that_ray_wrote(said: dict[str, Any]) -> None:
+    assert said["on"] == [401, 200, "{}"]

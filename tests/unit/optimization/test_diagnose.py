@@ -37,8 +37,10 @@ if TYPE_CHECKING:
     from tests.ray_cluster import RayCluster
 
 Function = Callable[[dict[str, Any]], dict[str, Any]]
-VARIANTS = [("decode", "Forward", 1), ("make_coffee", "Kettle", 2)]
-variants = pytest.mark.parametrize(("first", "second", "factor"), VARIANTS, ids=["plain", "renamed_and_doubled"])
+# Each pipeline runs with one of these, and what was seen of it is looked at again in disguise.
+NAMES = ("first", "second", "factor")
+plain = pytest.mark.parametrize(NAMES, [("decode", "Forward", 1)], ids=["plain"])
+renamed = pytest.mark.parametrize(NAMES, [("make_coffee", "Kettle", 2)], ids=["renamed_and_doubled"])
 
 
 def costing(name: str, seconds_a_row: float) -> Function:
@@ -78,37 +80,67 @@ def pipeline(
     return source.map_batches(first, **tasks).map_batches(second, batch_size=batch_size, **where)
 
 
-def verdicts(seen: Observation) -> list[tuple[str, str]]:
-    return [(finding.verdict, finding.where) for finding in diagnose(seen.evidence())]
+def in_disguise(evidence: Evidence) -> Evidence:
+    """Return what would have been seen with every name another one, and twice the rows in twice the time."""
+
+    def double(sizes: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(2 * size for size in sizes)
+
+    def disguise(stage: Stage) -> Stage:
+        return replace(
+            stage,
+            name=stage.name.swapcase(),
+            batch_size=stage.batch_size and 2 * stage.batch_size,
+            rows_in=2 * stage.rows_in,
+            seconds=2 * stage.seconds,
+            task_rows=double(stage.task_rows),
+            task_bytes=double(stage.task_bytes),
+        )
+
+    executions = [
+        replace(run, stages=tuple(map(disguise, run.stages)), spilled_bytes=2 * run.spilled_bytes)
+        for run in evidence.executions
+    ]
+    calls = [replace(call, function=call.function.swapcase()) for call in evidence.calls]
+    return Evidence(tuple(executions), tuple(calls))
+
+
+def verdicts(seen: Observation | Evidence) -> list[tuple[str, str]]:
+    """Return what is found and where, after a look in disguise has found the same."""
+    evidence = seen.evidence() if isinstance(seen, Observation) else seen
+    found = [(finding.verdict, finding.where) for finding in diagnose(evidence)]
+    hidden = [(finding.verdict, finding.where.swapcase()) for finding in diagnose(in_disguise(evidence))]
+    assert hidden == found
+    return found
 
 
 def healthy(first: str, second: str, factor: int) -> ray.data.Dataset:
     return pipeline(costing(first, 0.008), actor_costing(second, 0.004), 64 * factor)
 
 
-@variants
+@renamed
 def test_a_balanced_pipeline_gets_no_verdict(connected: RayCluster, first: str, second: str, factor: int) -> None:
     with observing() as seen:
         kept = healthy(first, second, factor).materialize()
         assert kept.count() == len(kept.take_all()) == 64 * factor
-    assert diagnose(seen.evidence()) == []
+    assert verdicts(seen) == []
 
 
-@variants
+@plain
 def test_decode_bound(connected: RayCluster, first: str, second: str, factor: int) -> None:
     with observing() as seen:
-        pipeline(costing(first, 0.15 / factor), actor_costing(second, 0.001), 64 * factor).materialize()
+        pipeline(costing(first, 0.06), actor_costing(second, 0.001), 64 * factor).materialize()
     assert verdicts(seen) == [("decode-bound", f"ReadRange->MapBatches({first})")]
 
 
-@variants
+@plain
 def test_forward_bound(connected: RayCluster, first: str, second: str, factor: int) -> None:
     with observing() as seen:
         pipeline(costing(first, 0.002), actor_costing(second, 0.02), 64 * factor).materialize()
     assert verdicts(seen) == [("forward-bound", f"MapBatches({second})")]
 
 
-@variants
+@renamed
 def test_starved_actors(connected: RayCluster, first: str, second: str, factor: int) -> None:
     one = ray.data.TaskPoolStrategy(size=1)
     with observing() as seen:
@@ -116,14 +148,14 @@ def test_starved_actors(connected: RayCluster, first: str, second: str, factor: 
     assert verdicts(seen) == [("starved actors", f"MapBatches({second})")]
 
 
-@variants
+@renamed
 def test_too_few_blocks(connected: RayCluster, first: str, second: str, factor: int) -> None:
     with observing() as seen:
         pipeline(costing(first, 0.008), actor_costing(second, 0.004), 64 * factor, blocks=2).materialize()
     assert verdicts(seen) == [("too few blocks", f"MapBatches({second})")]
 
 
-@variants
+@plain
 def test_too_few_batches(connected: RayCluster, first: str, second: str, factor: int) -> None:
     with observing() as seen:
         plan = pipeline(costing(first, 0.008), actor_costing(second, 0.004), 64 * factor, batch_size=64 * factor)
@@ -131,7 +163,7 @@ def test_too_few_batches(connected: RayCluster, first: str, second: str, factor:
     assert verdicts(seen) == [("too few batches", f"MapBatches({second})")]
 
 
-@variants
+@renamed
 def test_skew(connected: RayCluster, first: str, second: str, factor: int) -> None:
     sizes = [factor * size for size in (4, 4, 4, 64, 4, 4, 4, 4)]
     with observing() as seen:
@@ -141,7 +173,7 @@ def test_skew(connected: RayCluster, first: str, second: str, factor: int) -> No
     assert [verdict for verdict, _ in found] == ["skew"]
 
 
-@variants
+@plain
 def test_run_several_times(connected: RayCluster, first: str, second: str, factor: int) -> None:
     with observing() as seen:
         plan = healthy(first, second, factor)
@@ -149,7 +181,7 @@ def test_run_several_times(connected: RayCluster, first: str, second: str, facto
     assert [verdict for verdict, _ in verdicts(seen)] == ["run several times"]
 
 
-@variants
+@plain
 def test_a_pool_that_leaves_no_cpu_to_its_tasks(
     connected: RayCluster, first: str, second: str, factor: int
 ) -> None:
@@ -163,11 +195,11 @@ def test_a_pool_that_leaves_no_cpu_to_its_tasks(
     running = [look for look in looks if [each.state for each in look.executions] == ["running"]]
     assert running
     for evidence in (running[-1], seen.evidence()):
-        assert [finding.verdict for finding in diagnose(evidence)] == ["pool cannot be scheduled"]
-        assert diagnose(evidence)[0].where.endswith(f"MapBatches({second})")
+        ((verdict, where),) = verdicts(evidence)
+        assert verdict == "pool cannot be scheduled" and where.endswith(f"MapBatches({second})")
 
 
-@variants
+@renamed
 def test_more_actors_than_gpus(connected: RayCluster, first: str, second: str, factor: int) -> None:
     pool = {"compute": ray.data.ActorPoolStrategy(size=2 + factor), "num_cpus": 0, "num_gpus": 1}
     with observing() as seen:
@@ -175,7 +207,7 @@ def test_more_actors_than_gpus(connected: RayCluster, first: str, second: str, f
     assert verdicts(seen) == [("pool cannot be scheduled", f"MapBatches({second})")]
 
 
-@variants
+@renamed
 def test_threads(connected: RayCluster, first: str, second: str, factor: int) -> None:
     pool = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(8 * factor)}}}
     with observing() as seen:
@@ -213,7 +245,7 @@ def weights(tmp_path: Path) -> Path:
     return tmp_path / "weights.npy"
 
 
-@variants
+@plain
 def test_a_model_that_is_loaded_for_each_batch(
     connected: RayCluster, weights: Path, first: str, second: str, factor: int
 ) -> None:
@@ -229,7 +261,7 @@ def test_a_model_that_is_loaded_once_an_actor(connected: RayCluster, weights: Pa
         first, second = seen.probe(costing("decode", 0.008)), seen.probe(Kept)
         pipeline(first, second, pool={"fn_constructor_args": (weights,)}).materialize()
     assert len(seen.evidence().calls) == 32
-    assert diagnose(seen.evidence()) == []
+    assert verdicts(seen) == []
 
 
 def making(name: str, row_bytes: int) -> Function:
@@ -242,7 +274,7 @@ def making(name: str, row_bytes: int) -> Function:
     return function
 
 
-@variants
+@renamed
 def test_spilling(connected: RayCluster, first: str, second: str, factor: int) -> None:
     node = next(node["NodeID"] for node in ray.nodes() if node["Resources"].get("GPU"))
     here = {"ray.io/node-id": node}
@@ -271,7 +303,7 @@ class Compiled:
         return batch
 
 
-@pytest.mark.parametrize(("name", "factor", "padded_rows"), [("Model", 1, 0), ("Kettle", 2, 0), ("Model", 1, 8)])
+@pytest.mark.parametrize(("name", "factor", "padded_rows"), [("Kettle", 2, 0), ("Model", 1, 8)])
 def test_recompilation(connected: RayCluster, name: str, factor: int, padded_rows: int) -> None:
     sizes = [factor * rows for rows in range(1, 8)]
     with observing() as seen:

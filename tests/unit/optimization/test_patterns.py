@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ from pyarrow import fs
 from ray.data.expressions import col
 
 from snippets.architecture.plans import executed_operators, planned_operators
-from snippets.fundamentals.actor_pool import load_preprocessing
+from snippets.fundamentals.actor_pool import load_preprocessing, plan_pool
+from snippets.optimization import patterns
 from snippets.optimization.patterns import label_prepared, prepare
 
 if TYPE_CHECKING:
@@ -40,6 +42,12 @@ def prepared(connected: RayCluster, sample_set: Samples, spread_images: list[str
     return folder
 
 
+@pytest.fixture
+def one_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool of one: each actor more would load a model of its own."""
+    monkeypatch.setattr(patterns, "plan_pool", partial(plan_pool, 1))
+
+
 def test_all_steps_are_one_operator_and_every_row_is_written(
     prepared: str, sample_set: Samples, spread_images: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,6 +67,7 @@ def test_all_steps_are_one_operator_and_every_row_is_written(
         prepare(spread_images[:1], str(sample_set.model), prepared)
 
 
+@pytest.mark.usefixtures("one_actor")
 def test_labels_are_those_of_the_files(
     prepared: str, sample_set: Samples, pool_run: tuple[Recording, list[dict[str, Any]]]
 ) -> None:
@@ -70,7 +79,13 @@ def test_labels_are_those_of_the_files(
     assert executed_operators(predictions)[-1] == "MapBatches(Classifier)"
 
 
-def test_images_below_the_brightness_never_reach_the_model(prepared: str, sample_set: Samples) -> None:
+@pytest.mark.usefixtures("one_actor")
+def test_images_below_the_brightness_never_reach_the_model(
+    prepared: str, sample_set: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.production_driver import make_stand_in  # not of workers, which import this module
+
+    monkeypatch.setattr(patterns, "Classifier", make_stand_in())  # which says what reaches it
     brightness = sorted(ray.data.read_parquet(prepared).to_pandas()["brightness"])
     middle = brightness[len(brightness) // 2]
     predictions = label_prepared(prepared, str(sample_set.model), num_gpus=0, darkest=middle)

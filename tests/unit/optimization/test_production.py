@@ -63,7 +63,12 @@ def cluster() -> Iterator[RayCluster]:
     from tests.ray_cluster import RayCluster
 
     ray.shutdown()
-    with RayCluster(gpus_per_worker=0) as made:
+    with pytest.MonkeyPatch.context() as environment:
+        # A node that does not answer is dead after a second, and not after a quarter of a minute.
+        environment.setenv("RAY_health_check_period_ms", "300")
+        environment.setenv("RAY_health_check_failure_threshold", "3")
+        started = RayCluster(gpus_per_worker=0)
+    with started as made:
         yield made
         ray.shutdown()
 

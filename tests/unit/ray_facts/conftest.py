@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from tests.ray_cluster import RayCluster
 
@@ -78,28 +78,20 @@ def counter() -> Iterator[Any]:
     ray.kill(counter)
 
 
-class Holder:
-    """Hold what it reserves."""
-
-    def ready(self) -> bool:
-        """Return once it is held."""
-        return True
-
-
 @pytest.fixture
 def leave_cpus() -> Iterator[Callable[[int], None]]:
-    """Hold every CPU of the cluster but one or two, which lie on one node, with a GPU."""
-    holders: list[Any] = []
+    """Reserve every CPU of the cluster but one or two, which lie on one node, with a GPU."""
+    reserved: list[Any] = []
 
     def hold(spare: int) -> None:
         for node in ray.nodes():
             cpus, has_gpu = node["Resources"].get("CPU", 0), "GPU" in node["Resources"]
             free, spare = (spare, 0) if has_gpu else (0, spare)
-            place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            holder = ray.remote(Holder).options(num_cpus=cpus - free, scheduling_strategy=place)
-            holders.append(holder.remote())
-        ray.get([holder.ready.remote() for holder in holders], timeout=60)
+            if cpus > free:
+                place = [{"ray.io/node-id": node["NodeID"]}]
+                reserved.append(placement_group([{"CPU": cpus - free}], bundle_label_selector=place))
+        assert all(group.wait(60) for group in reserved)
 
     yield hold
-    for holder in holders:
-        ray.kill(holder)
+    for group in reserved:
+        remove_placement_group(group)

@@ -12,7 +12,7 @@ import ray
 from ray.data import ActorPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 
-NO_PROGRESS_S = 3
+NO_PROGRESS_S = 2
 
 
 class Tag:
@@ -194,3 +194,32 @@ def test_num_cpus_of_the_read_sets_how_many_tasks_run_at_once(
     rows = ray.data.read_datasource(Numbers(), ray_remote_args={"num_cpus": num_cpus}).take_all()
     assert {row["reserved"] for row in rows} == {num_cpus}
     assert ray.get(counter.most_inside.remote()) == at_once
+
+
+def test_while_one_task_has_nothing_to_hand_over_the_executor_looks_ten_times_a_second(
+    leave_cpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []  # tasks that it waits for, how many it wants, how many there were, and the seconds
+    wait = ray.wait
+
+    def watched(tasks: list[Any], *, num_returns: int = 1, timeout: float | None = None, **named: Any) -> Any:
+        began = time.monotonic()
+        ready, others = wait(tasks, num_returns=num_returns, timeout=timeout, **named)
+        if timeout:
+            looks.append((len(tasks), num_returns, len(ready), time.monotonic() - began))
+        return ready, others
+
+    class Model:
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            time.sleep(0.4)
+            return batch
+
+    leave_cpus(2)
+    rows = ray.data.range(8, override_num_blocks=8).map_batches(lambda batch: batch)
+    with monkeypatch.context() as patched:
+        patched.setattr(ray, "wait", watched)
+        assert rows.map_batches(Model, batch_size=1, compute=ActorPoolStrategy(size=1)).count() == 8
+    assert all(wanted == tasks for tasks, wanted, *_ in looks)  # it wants them all
+    waited = [seconds for tasks, _, ready, seconds in looks if 0 < ready < tasks]
+    assert waited  # some had something to hand over
+    assert min(waited) > 0.09  # and it waited for the others all the same
