@@ -139,6 +139,22 @@ def spread_images(sample_set: "Samples") -> list[str]:
 
 
 @pytest.fixture
+def pool_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the actor pools of a fixed size that a test plans."""
+    import ray.data
+
+    sizes: list[int] = []
+    strategy = ray.data.ActorPoolStrategy
+
+    def watch(size: int) -> "ray.data.ActorPoolStrategy":
+        sizes.append(size)
+        return strategy(size=size)
+
+    monkeypatch.setattr(ray.data, "ActorPoolStrategy", watch)
+    return sizes
+
+
+@pytest.fixture
 def connected(ray_cluster: "RayCluster", _disconnected_after: None) -> "RayCluster":
     """A driver on the cluster with two logical GPUs, which a module's tests share."""
     import ray.data

@@ -410,19 +410,11 @@ def test_options_of_the_command_override_the_plan(monkeypatch: pytest.MonkeyPatc
 
 
 def test_no_more_actors_start_than_there_are_blocks(
-    connected: RayCluster, sample_set: Samples, monkeypatch: pytest.MonkeyPatch
+    connected: RayCluster, sample_set: Samples, pool_sizes: list[int]
 ) -> None:
-    sizes = []
-    strategy = ray.data.ActorPoolStrategy
-
-    def watch(size: int) -> ray.data.ActorPoolStrategy:
-        sizes.append(size)
-        return strategy(size=size)
-
-    monkeypatch.setattr(ray.data, "ActorPoolStrategy", watch)
     for limit in (4, 5, 60):
         classify(str(sample_set.images), str(sample_set.model), limit, batch_size=4)
-    assert sizes == [1, 2, 2]
+    assert pool_sizes == [1, 2, 2]
 
 
 @pytest.mark.parametrize(

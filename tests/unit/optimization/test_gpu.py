@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import ray.data
 import torch
 
 from snippets.fundamentals.actor_pool import Classifier, decode, load_preprocessing
@@ -136,19 +135,11 @@ def test_the_pipeline_keeps_every_row_and_reserves_what_it_says(
 
 
 def test_half_a_gpu_an_actor_is_two_actors_on_each(
-    connected: RayCluster, sample_set: Samples, spread_images: list[str], monkeypatch: pytest.MonkeyPatch
+    connected: RayCluster, sample_set: Samples, spread_images: list[str], pool_sizes: list[int]
 ) -> None:
-    sizes = []
-    strategy = ray.data.ActorPoolStrategy
-
-    def watch(size: int) -> ray.data.ActorPoolStrategy:
-        sizes.append(size)
-        return strategy(size=size)
-
-    monkeypatch.setattr(ray.data, "ActorPoolStrategy", watch)
     for share in (0.5, 1):
         classify_on_gpu(spread_images, str(sample_set.model), chunk=2, chunks=2, num_gpus=share)
-    assert sizes == [4, 2]
+    assert pool_sizes == [4, 2]
 
 
 @pytest.mark.gpu
