@@ -12,7 +12,8 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -166,11 +167,12 @@ def run(
     for handler in logger.handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.addFilter(_is_no_error)  # the run ends in one sentence; Ray's log file has the traceback
-    with recording(**ray_options()) as record:
-        configure_data_context(progress_bars=not options.json)
-        result = module.run(options)
-        rows, errors, first = consume(result)
-    ray.shutdown()
+    with stdout_for_the_answer():
+        with recording(**ray_options()) as record:
+            configure_data_context(progress_bars=not options.json)
+            result = module.run(options)
+            rows, errors, first = consume(result)
+        ray.shutdown()
     versions = {name: importlib.metadata.version(name) for name in VERSIONS}
     report = {
         "rows": rows,
@@ -195,6 +197,16 @@ def ray_options() -> dict[str, Any]:
         return quiet
     # Nobody looks at a dashboard of the run of one command, and it would share the cores.
     return {**quiet, "_node_ip_address": "127.0.0.1", "include_dashboard": False}
+
+
+@contextmanager
+def stdout_for_the_answer() -> Iterator[None]:
+    """Send to stderr what Ray prints of its own accord, so that stdout has what the command answers alone.
+
+    Ray's drivers print to stdout what is published to all of them: a node that died, a disk that is nearly full.
+    """
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def format_report(report: dict[str, Any], rows: list[dict[str, Any]]) -> str:

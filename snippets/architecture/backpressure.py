@@ -17,7 +17,7 @@ from snippets.architecture.streaming import (
     start_actor,
     watch_executor,
 )
-from snippets.command import Parser, format_report, positive, ray_options
+from snippets.command import Parser, format_report, positive, ray_options, stdout_for_the_answer
 from snippets.fundamentals.setup import configure_data_context
 
 # isort: split
@@ -264,10 +264,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.init(**ray_options())
-    configure_data_context(progress_bars=False)
-    rows = run(options)
-    ray.shutdown()
+    with stdout_for_the_answer():
+        ray.init(**ray_options())
+        configure_data_context(progress_bars=False)
+        rows = run(options)
+        ray.shutdown()
     sys.stdout.write(json.dumps(rows) + "\n" if options.json else format_report({}, rows))
     return 0
 

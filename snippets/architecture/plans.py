@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 
-from snippets.command import Parser, positive, ray_options
+from snippets.command import Parser, positive, ray_options, stdout_for_the_answer
 
 # isort: split
 # --8<-- [start:imports]
@@ -285,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=positive, help="pipelines at the most (default: all)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     options = parser.parse_args(arguments)
-    with connection():
+    with stdout_for_the_answer(), connection():
         pairs = fusion_pairs(options.limit)
     if options.json:
         rows = [{"pipeline": pair.code, "fused": pair.fused, "operators": pair.operators} for pair in pairs]

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Self
 
-from snippets.command import Parser, format_report, positive
+from snippets.command import Parser, format_report, positive, stdout_for_the_answer
 from snippets.fundamentals.setup import configure_data_context
 
 # isort: split
@@ -319,7 +319,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    rows = run(options)
+    with stdout_for_the_answer():
+        rows = run(options)
     sys.stdout.write(json.dumps(rows) + "\n" if options.json else format_report({}, rows))
     return 0
 

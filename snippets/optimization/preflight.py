@@ -211,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print what was found; return 0, or 2 after a sentence for each thing that cannot end well."""
     from tqdm import tqdm
 
-    from snippets.command import Parser, explain, fail, positive, ray_options
+    from snippets.command import Parser, explain, fail, positive, ray_options, stdout_for_the_answer
     from snippets.fundamentals.setup import configure_data_context
 
     parser = Parser(prog="python -m snippets.optimization.preflight", description=__doc__)
@@ -245,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if as_json:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        with tqdm(desc="preflight", disable=as_json) as bar:
+        with stdout_for_the_answer(), tqdm(desc="preflight", disable=as_json) as bar:
 
             def progress(name: str) -> None:
                 bar.set_postfix_str(name)

@@ -298,7 +298,7 @@ def _main(arguments: Sequence[str] | None, classifier: type | None, stop: thread
     import json
 
     from snippets.checkpoint import check_checkpoint
-    from snippets.command import explain, fail, format_report, ray_options
+    from snippets.command import explain, fail, format_report, ray_options, stdout_for_the_answer
     from snippets.fundamentals.setup import configure_data_context
 
     options = vars(build_parser().parse_args(arguments))
@@ -321,7 +321,8 @@ def _main(arguments: Sequence[str] | None, classifier: type | None, stop: thread
                 plan_pool(settings.actors, settings.gpus)
             except ValueError as error:
                 return fail(str(error))
-            report = run_job(job, stop)
+            with stdout_for_the_answer():
+                report = run_job(job, stop)
         except SystemExit:  # what Ray's own handler makes of SIGTERM while Ray starts
             return EXIT_STATUS["stopped"]
         except Exception as error:

@@ -9,6 +9,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -19,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
-from ray._private.utils import get_num_cpus
+from ray._private.utils import get_num_cpus, publish_error_to_driver
 
 from snippets import command
 from snippets.command import build_parser, count, explain, format_report, gpus, positive, run_module
@@ -74,7 +75,7 @@ def reports(runs: dict[str, Future[Ended]]) -> Callable[[str], dict[str, Any]]:
         result = runs[name].result()
         assert result.returncode == 0, result.stderr
         assert not [mark for mark in PROGRESS if mark in result.stderr + result.stdout]
-        report: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+        report: dict[str, Any] = json.loads(result.stdout)
         return report
 
     return get
@@ -314,6 +315,21 @@ def test_nothing_listens_beyond_this_machine_unless_a_cluster_is_named(monkeypat
     assert "_node_ip_address" not in command.ray_options()
     monkeypatch.delenv("RAY_ADDRESS")
     assert command.ray_options()["_node_ip_address"] == "127.0.0.1"
+
+
+def test_what_ray_tells_every_driver_is_not_in_the_answer(
+    connected: RayCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = ""
+    with command.stdout_for_the_answer():
+        publish_error_to_driver("disk", "The disk is nearly full.", ray._private.worker.global_worker.gcs_client)
+        until = time.monotonic() + 30
+        while "nearly full" not in told and time.monotonic() < until:
+            time.sleep(0.05)
+            captured = capsys.readouterr()
+            assert captured.out == ""
+            told += captured.err
+    assert "The disk is nearly full." in told
 
 
 def test_rays_tracebacks_stay_in_its_log_file() -> None:
