@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 BATCHES = 60
 ROWS = 4 * BATCHES
 DEADLINE_S = 120
-HEALTHY, COST_S = "healthy", 0.3
+HEALTHY, COST_S = "healthy", 0.6
 
 Batch = dict[str, Any]
 

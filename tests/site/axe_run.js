@@ -12,13 +12,13 @@ async (options) => {
   };
 
   // In a copy, since what the page does with its code needs all of it.
-  const blocks = [...document.querySelectorAll("pre")].map((whole) => {
+  const blocks = [...document.querySelectorAll("pre, :not(pre) > code")].map((whole) => {
     const part = whole.cloneNode(true);
     whole.replaceWith(part);
     return { whole, part };
   });
   const kept = new Set();
-  for (const token of [...document.querySelectorAll("pre span")].reverse()) {
+  for (const token of [...document.querySelectorAll("code span, pre span")].reverse()) {
     if (token.childElementCount) continue; // a line is looked at after its tokens
     const { length } = token.textContent.trim();
     const kind = `${length > 1} ${look(token)}`; // axe says nothing of the contrast of a single character
