@@ -14,7 +14,7 @@ NEWEST = .cache/newest-ray
 SAMPLES = .cache/samples
 IMAGES ?= $(CURDIR)/$(SAMPLES)/images
 MODEL ?= $(CURDIR)/$(SAMPLES)/model
-SOURCES = mkdocs.yml $(shell find docs snippets deploy -not -name '*.pyc' -not -name __pycache__ 2>/dev/null)
+SOURCES = mkdocs.yml scripts/lean_labs.py $(shell find docs snippets deploy -not -name '*.pyc' -not -name __pycache__ 2>/dev/null)
 PORT ?= 8000
 PART ?=
 PAGE ?=
@@ -110,7 +110,7 @@ reference: $(READY) ## write the reference from the installed Ray and the module
 	@$(BIN)/python -m snippets.reference.reading
 
 labs: samples ## make the notebooks from the pages, with outputs of a real kernel (docs/labs)
-	@IMAGES=$(IMAGES) MODEL=$(MODEL) RAY_AUTH_MODE=disabled $(BIN)/python -m tests.labs
+	@IMAGES=$(IMAGES) MODEL=$(MODEL) RAY_AUTH_MODE=disabled PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m tests.labs
 
 bench: samples ## measure everything that the pages state, write docs/assets/results and render it
 	@IMAGES=$(IMAGES) MODEL=$(MODEL) $(BIN)/python -m snippets.benchmark

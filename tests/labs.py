@@ -7,6 +7,7 @@ differs from the pages.
 
 import argparse
 import ast
+import os
 import re
 import sys
 import tempfile
@@ -19,12 +20,13 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+from snippets.optimization.ensemble_models import models_for
 from snippets.reference.reading import navigation
 from tests.page_blocks import Block, collect
 from tests.page_rendering import DIRECTIVE, ROOT, Fence, Rendering
 from tests.page_run import matches
 
-LABS = ("fundamentals",)  # a part's folder below docs/
+LABS = ("fundamentals", "optimization", "architecture")  # a part's folder below docs/
 IN_KERNEL = "fundamentals"  # the part whose notebook the tests run; the pages of the others they run as pages
 FIRST_PAGES = {"fundamentals": ["setup.md"]}  # that a part needs, and that lie elsewhere
 INSTALLING = ROOT / "docs" / "setup.md"  # the page that says what to install
@@ -39,6 +41,7 @@ ADMONITION = re.compile(r'(?:!!!|\?\?\?\+?) \w+ "(.*)"$')
 EARLIER = re.compile(r'\s*\?\?\? abstract "(?:Code (?:from|of) |Imports"|Start Ray").*')
 CONNECTING = re.compile(r"ray\.(?:init\(.*\)|shutdown\(\))")
 TERMINAL_COLOUR = r"\x1b\[[\d;]*m"
+FROM_RAY = re.compile(r"^\(raylet\).*\n", re.M)  # what it tells every driver, such as a worker that died
 CAUSE = re.compile(r"(?!ray\.)[\w.()]*[A-Z]\w*\)?: ")
 # Attributes, a frame around blocks, the time to read a page.
 OF_THE_SITE = re.compile(r"[ >]*\{[#.].*\}\s*|</?div.*>|\d+ min(?: · before this: .*)?")
@@ -121,6 +124,8 @@ class Lab:
                 if ".wrong" in rendering.lines[fence.start]:
                     self._add_text(page, "**\u00d7 Anti-pattern**")
                 self._add_code(page, block, self._source(rendering, fence, is_earlier))
+            elif block.language == "bash" and block.is_executed:
+                self._add_code(page, block, f"%%bash\n{block.source.rstrip()}")
             else:
                 self._add_text(page, f"```{block.language}\n{block.source.rstrip()}\n```")
         self._add_text(page, prose.flatten(rendering.lines[position:]))
@@ -237,6 +242,7 @@ def _kept_outputs(outputs: list[NotebookNode]) -> Iterator[NotebookNode]:
     printed = "".join(
         output.text for output in outputs if output.output_type == "stream" and output.name == "stdout"
     )
+    printed = FROM_RAY.sub("", re.sub(TERMINAL_COLOUR, "", printed))
     if printed:
         yield nbformat.v4.new_output("stream", name="stdout", text=printed)
     for output in outputs:
@@ -286,6 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
     for part in [options.part] if options.part else LABS:
         lab = Lab(part)
         if not check:
+            os.environ.setdefault("MODELS", models_for(os.environ["MODEL"]))
             ran = with_outputs_of(path_of(part), lab.notebook()) or execute(lab.notebook())
             if not problems(lab, ran):
                 FOLDER.mkdir(exist_ok=True)

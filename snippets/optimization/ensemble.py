@@ -449,8 +449,8 @@ def classify_in_branches(
         )
         for place, size in enumerate(actors)
     ]
-    batches = branches[0].union(*branches[1:]).iter_batches(batch_size=None)
-    joined = join_by_id(batches, paths, len(models))
+    answers = branches[0].union(*branches[1:]) if branches[1:] else branches[0]  # Ray fails on a union of one
+    joined = join_by_id(answers.iter_batches(batch_size=None), paths, len(models))
     return ray.data.from_arrow(pa.concat_tables([conclude(batch, ensemble, rule) for batch in joined]))
 
 

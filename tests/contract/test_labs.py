@@ -76,7 +76,8 @@ def test_every_block_of_the_part_that_can_run_is_a_cell_once(lab: Lab) -> None:
 @pytest.mark.parametrize("part", LABS)
 def test_a_cell_finds_each_name_bound_as_its_page_binds_it(part: str) -> None:
     made, bound = Lab(part), dict[str, str]()
-    sources = {made.blocks[cell.id].name: cell.source for cell in made.cells if cell.id in made.blocks}
+    cells = ((made.blocks[cell.id], cell.source) for cell in made.cells if cell.id in made.blocks)
+    sources = {block.name: source for block, source in cells if block.language == "python"}
     for page in pages_of(part):
         on_page: dict[str, str] = {}
         for block in collect(page):
@@ -165,6 +166,15 @@ def test_outputs_are_kept_while_the_code_is_the_same(lab: Lab, tmp_path: Path) -
     code.source += "  # another"
     assert with_outputs_of(path_of(IN_KERNEL), nbformat.v4.new_notebook(cells=[code])) is None
     assert with_outputs_of(tmp_path / "nothing.ipynb", notebook) is None
+
+
+def test_what_ray_tells_every_driver_is_no_output_of_a_cell() -> None:
+    told = "\\x1b[33m(raylet)\\x1b[0m WARNING: 8 PYTHON worker processes have been started"
+    cell = nbformat.v4.new_code_cell(
+        f"print('before')\nprint('{told}')\nprint('(raylet) A worker died')\nprint('after')"
+    )
+    ran = execute(nbformat.v4.new_notebook(cells=[cell]))
+    assert printed_by(ran.cells[0]) == "before\nafter\n"
 
 
 @pytest.mark.parametrize("part", LABS)

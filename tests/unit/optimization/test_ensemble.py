@@ -403,6 +403,12 @@ def test_one_actor_holds_all_models_and_a_pools_actor_one(runs: dict[str, Run]) 
 
 
 @pytest.mark.cluster
+def test_one_model_is_an_ensemble_too(connected: RayCluster, models: list[str], spread_images: list[str]) -> None:
+    rows = classify_in_branches(spread_images[:4], models[:1], num_gpus=0).take_all()
+    assert sorted((row["id"], len(row["models"])) for row in rows) == [(path, 1) for path in spread_images[:4]]
+
+
+@pytest.mark.cluster
 def test_pools_share_what_one_pool_would_reserve(connected: RayCluster) -> None:
     sizes, pool = plan_pools(3)
     assert sizes == [1, 1, 1] and pool.num_gpus == 0.5  # two fit on each of two GPUs, three on none
