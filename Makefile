@@ -91,8 +91,8 @@ prometheus:
 # start, so that JOBS=2 side by side take less time, even on two cores.
 test: samples lint build $(if $(PART),,browser s3 prometheus) ## run everything that proves the site true (PART=fundamentals: that part)
 	@rm -f .cache/tests.xml .cache/blocks.json
-	$(BIN)/pytest $(TESTS) -n $(JOBS) --no-loadscope-reorder --junitxml=.cache/tests.xml -o junit_family=xunit1
-	$(BIN)/pytest --codeblocks $(PAGES) -n $(JOBS) --no-loadscope-reorder --codeblocks-report=.cache/blocks.json
+	$(BIN)/pytest $(TESTS) -n $(JOBS) --junitxml=.cache/tests.xml -o junit_family=xunit1
+	$(BIN)/pytest --codeblocks $(PAGES) -n $(JOBS) --codeblocks-report=.cache/blocks.json
 	$(if $(PART),,$(BIN)/python -m tests.claims .cache/tests.xml .cache/blocks.json)
 
 check: samples ## run the blocks of one page: make check PAGE=docs/setup.md

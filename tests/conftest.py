@@ -51,6 +51,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             return group_of(nodeid)
 
+    # As collected, the longest files early: xdist leaves those of few tests for the end, as if they were short.
+    config.option.loadscopereorder = False
     return ByGroupOrFile(config, log)
 
 

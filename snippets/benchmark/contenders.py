@@ -64,7 +64,7 @@ class Contender:
 
 CONTENDERS = {
     "naive": Contender("Naive", "float32", run_naive),
-    "usual": Contender("Model kept, image by image", "float32", run_usual),
+    "usual": Contender("One actor, image by image", "float32", run_usual),
     "pool": Contender("Actor pool, float32", "float32", partial(run_pool, "float32"), True),
     "pool-bfloat16": Contender("Actor pool, bfloat16", "bfloat16", partial(run_pool, "bfloat16"), True),
     "pool-float16": Contender("Actor pool, float16", "float16", partial(run_pool, "float16"), True),

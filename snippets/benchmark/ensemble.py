@@ -177,7 +177,6 @@ def layouts_table(results: dict[str, Any]) -> str:
             RUNS[name][0],
             with_range(found["end_to_end"], rate),
             with_range(found["over_together"], factor),
-            with_range(found["steady_rows_per_second"], rate),
             median(found["start_up_seconds"], seconds),
             median(found["model_loads"], count),
             median(found["peak_memory_bytes"], gigabytes),
@@ -186,9 +185,10 @@ def layouts_table(results: dict[str, Any]) -> str:
         ]
         for name, found in summarize_ensemble(results).items()
     ]
-    head = ["layout", "images/s end to end", "over one actor", "images/s in steady state", "start-up, s"]
+    head = ["layout", "images/s end to end", "over one actor", "start-up, s"]
     return format_table(
-        [*head, "model loads", "peak memory, GB", "peak object store, GB", "images the last one saw"], rows
+        [*head, "model loads", "peak memory, GB", "peak object store, GB", "images that the costliest model saw"],
+        rows,
     )
 
 

@@ -107,8 +107,8 @@ def ask_for_round(request: dict[str, Any]) -> dict[str, Any]:
 def calibrate(rounds: Sequence[Round]) -> dict[str, float]:
     """Return the medians over the rounds of what the simulation takes from them.
 
-    `handover_s` is what a batch takes beyond its wait on one node, and `driver_task_s` what a task takes of the
-    driver where the batches take no time, so that it does nothing else.
+    `handover_s` is what a batch takes beyond its wait on one node. `driver_task_s` is the time of a task where the
+    batches take none: the driver's, and that of workers which share its cores.
     """
 
     def handover(run: dict[str, Any]) -> float:

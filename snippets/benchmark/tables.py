@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from snippets.benchmark.breakdown import EXPLAINED, KINDS
+from snippets.benchmark.code_lines import SECTIONS, lines_of
 from snippets.benchmark.contenders import CONTENDERS
 from snippets.benchmark.formats import (
     MISSING,
@@ -308,16 +309,17 @@ def ladder_table(results: dict[str, Any]) -> str:
 
 
 def ladder_quality_table(results: dict[str, Any]) -> str:
-    """Return what the rungs answer, against the reference, and the packages that they need beyond Part 1's."""
+    """Return what the rungs answer, against the reference, their code, and the packages beyond Part 1's."""
     rows = []
     for name, found in summarize_ladder(results).items():
         errors = [median(found[key], lambda value: f"{value:.4f}") for key in ("score_error", "score_error_max")]
         accuracy = f"{median(found['accuracy'], percent)}" if found["accuracy"] else MISSING
         rung = ALL_RUNGS[name]
         cells = [rung.title, median(found["agreement"], percent), *errors, accuracy]
-        rows.append([*cells, ", ".join(rung.packages), ", ".join(rung.build_packages)])
+        code = str(lines_of(name)) if name in SECTIONS else ""
+        rows.append([*cells, code, ", ".join(rung.packages), ", ".join(rung.build_packages)])
     head = ["rung", "labels equal to the reference's, %", "score error, median", "score error, largest"]
-    return format_table([*head, "accuracy, %", "packages to run", "and to build"], rows)
+    return format_table([*head, "accuracy, %", "lines of code", "packages to run", "and to build"], rows)
 
 
 def ladder_limits_table(results: dict[str, Any]) -> str:
@@ -374,7 +376,7 @@ def parts_rows(docs: Path) -> str:
     """Return the rows of the overview's table of parts, with the reading time of those that there are."""
     parts = {
         "fundamentals": ("Part 1: Fundamentals", "from the naive pipeline to a pool near the limit"),
-        "optimization": ("Part 2: Optimization", "how to make a pipeline faster, problem by problem"),
+        "optimization": ("Part 2: Optimization", "how to make it faster, and safe to leave alone"),
         "architecture": ("Part 3: Architecture", "why Ray Data behaves as it does"),
     }
     reading = (docs / "assets" / "reference" / "reading.md").read_text("utf-8")

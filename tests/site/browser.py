@@ -22,6 +22,7 @@ LAB_FIRST_VIEW_BYTES = 400_000  # a notebook brings the style sheet of JupyterLa
 AXE = (files("axe_playwright_python") / "axe.min.js").read_text("utf-8")
 AXE_RUN = (Path(__file__).parent / "axe_run.js").read_text("utf-8")
 AXE_TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
+COLOURS = ["color-contrast", "link-in-text-block"]  # its rules that look at them
 FONTS = (Path(__file__).parent / "fonts.js").read_text("utf-8")
 LAYOUT = (Path(__file__).parent / "layout.js").read_text("utf-8")
 KEYBOARD = (Path(__file__).parent / "keyboard.js").read_text("utf-8")
@@ -133,12 +134,27 @@ def opened_page(browser: Browser, site: Site, path: str, mode: Mode) -> Iterator
 def look(page: Page, mode: Mode, picture: Path | None = None) -> list[str]:
     """Return what of an open page cannot be read, by eye or by screen reader; keep it at `picture` as it was."""
     if picture:
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=picture, full_page=True, type="jpeg", quality=70)  # to encode a PNG takes a second
-    # What is folded is read as well.
+        _take(page, picture)
+    _unfold(page)
+    return [*page.evaluate(LAYOUT, mode.width), *_violations(page, AXE_TAGS)]
+
+
+def look_at_colours(page: Page, picture: Path) -> list[str]:
+    """Return what of a page that was looked at cannot be read in other colours: all else is the same in them."""
+    _take(page, picture)
+    _unfold(page)
+    return _violations(page, COLOURS)
+
+
+def _take(page: Page, picture: Path) -> None:
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=picture, full_page=True, type="jpeg", quality=70)  # to encode a PNG takes a second
+
+
+def _unfold(page: Page) -> None:
+    """Open what is folded, which is read as well."""
     page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true })")
     settle(page)
-    return [*page.evaluate(LAYOUT, mode.width), *_violations(page)]
 
 
 def problems(browser: Browser, site: Site, path: str, mode: Mode, picture: Path | None = None) -> list[str]:
@@ -157,9 +173,9 @@ def switch_to_dark(page: Page) -> None:
     settle(page)
 
 
-def _violations(page: Page) -> list[str]:
+def _violations(page: Page, rules: list[str]) -> list[str]:
     page.evaluate(AXE)
-    options = {"runOnly": AXE_TAGS, "resultTypes": ["violations"]}
+    options = {"runOnly": rules, "resultTypes": ["violations"]}
     broken = page.evaluate(AXE_RUN, options)
     settle(page)
     return [

@@ -14,6 +14,7 @@ from tests.site.browser import (
     Mode,
     copies,
     look,
+    look_at_colours,
     opened_page,
     problems,
     search,
@@ -48,7 +49,7 @@ def test_a_page_shows_its_reader_no_fault_on_a_desktop(browser: Browser, site: S
     with opened_page(browser, site, page, light) as (shown, found):
         in_light = look(shown, light, SCREENSHOTS / "light" / f"{name(page)}.jpg")
         switch_to_dark(shown)
-        in_dark = look(shown, light, SCREENSHOTS / "dark" / f"{name(page)}.jpg")
+        in_dark = look_at_colours(shown, SCREENSHOTS / "dark" / f"{name(page)}.jpg")
         assert {"light": in_light, "dark": in_dark} == {"light": [], "dark": []}
         if page in WRITTEN:
             assert copies(shown) == shown_code(WRITTEN[page])
@@ -236,6 +237,17 @@ def test_a_planted_fault_is_seen(browser: Browser, tmp_path: Path, fault: str) -
     html, said = FAULTS[fault]
     found = look_at(browser, tmp_path, PLAIN.replace("PLANTED", html))
     assert [problem for problem in found if re.search(said, problem)], found
+
+
+def test_a_fault_in_the_dark_alone_is_seen(browser: Browser, tmp_path: Path) -> None:
+    styles = "<style>@media (prefers-color-scheme: dark) { body { color: #555; background: #222 } }</style>"
+    (tmp_path / "index.html").write_text(PLAIN.replace("PLANTED", styles))
+    with serve(tmp_path) as planted, tab(browser, MODES["light"]) as opened:
+        visit(opened, planted.url)
+        assert look(opened, MODES["light"]) == []
+        opened.emulate_media(color_scheme="dark")
+        [problem] = look_at_colours(opened, tmp_path / "dark.jpg")
+        assert problem.startswith("axe color-contrast: ")
 
 
 def test_a_heavy_page_is_seen(browser: Browser, tmp_path: Path) -> None:

@@ -102,6 +102,9 @@ def test_a_block_is_a_table_that_ends_with_the_row_that_reaches_the_target(conte
     assert 16 * image < target <= 17 * image
     assert all(block.nbytes <= MAX_SAFE_BLOCK_SIZE_FACTOR * target for block in made)
     assert MAX_SAFE_BLOCK_SIZE_FACTOR == 1.5  # half as large again
+    for part, blocks in ((1.4, 1), (1.6, 2)):  # of the target, that all images together are
+        context.target_max_block_size = int(64 * image / part)
+        assert len(blocks_of(ray.data.range(64, override_num_blocks=1).map_batches(draw))) == blocks
     context.target_max_block_size = 1000  # less than an image
     made = blocks_of(ray.data.range(8, override_num_blocks=1).map_batches(draw))
     assert [block.num_rows for block in made] == [1] * 8

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from snippets.benchmark import ladder
+from snippets.benchmark.code_lines import lines_of
 from snippets.benchmark.figures import PAGE, draw_ladder
 from snippets.benchmark.ladder import (
     LADDER,
@@ -172,7 +173,10 @@ def test_tables_and_numbers_say_the_same_and_what_was_not_measured(results: dict
     assert rows[0] == "| Naive | 15.0 (10.0\u201320.0) | 0.40 |  | 1.00 | 1.07 (0.72\u20131.43) | 5.0 | 0.00 |"
     assert len(rows) == 4
     quality = ladder_quality_table(results).splitlines()[2:]
-    assert quality[2] == ("| OpenVINO, int8 | 91.7 | 0.0000 | 0.2500 | 75.0 | openvino | onnx, onnxruntime |")
+    code = lines_of("openvino-int8")
+    assert (
+        quality[2] == f"| OpenVINO, int8 | 91.7 | 0.0000 | 0.2500 | 75.0 | {code} | openvino | onnx, onnxruntime |"
+    )
     assert "| decoding on one core, cheap | 200 |" in ladder_limits_table(results)
     numbers = ladder_numbers(results)
     assert {f"{name}-gain" for name in RUNGS} <= set(numbers)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +15,9 @@ import pytest
 import ray
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 from pyarrow import fs
+from ray.data._internal.datasource_v2.formats.parquet.footer_file_indexer import FooterFileIndexer
 from ray.data.expressions import col
+from ray.util.state import list_actors
 
 from snippets.architecture.plans import executed_operators, planned_operators
 from snippets.fundamentals.actor_pool import load_preprocessing, plan_pool
@@ -25,6 +30,8 @@ if TYPE_CHECKING:
     from snippets.recording import Recording
     from snippets.samples import Samples
     from tests.ray_cluster import RayCluster
+
+FOOTER_READERS = "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS"
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +72,23 @@ def test_all_steps_are_one_operator_and_every_row_is_written(
     assert plans == [["MapBatches(decode_and_describe)"]]  # to which a write is fused
     with pytest.raises(ValueError, match="already exists"):
         prepare(spread_images[:1], str(sample_set.model), prepared)
+
+
+def footer_readers() -> set[str]:
+    """The actors so far that looked into Parquet files' footers, dead or alive."""
+    return {str(actor.actor_id) for actor in list_actors(limit=10_000) if "FooterReader" in actor.class_name}
+
+
+def test_a_read_starts_as_many_readers_of_footers_as_the_environment_says(
+    prepared: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = footer_readers()
+    monkeypatch.setenv(FOOTER_READERS, "3")
+    assert ray.data.read_parquet(prepared).select_columns(["id"]).materialize().count() > 0
+    assert len(footer_readers() - before) == 3
+    default = f"import {FooterFileIndexer.__module__} as m; print(m._DEFAULT_NUM_ACTORS)"
+    unset = {name: value for name, value in os.environ.items() if name != FOOTER_READERS}
+    assert subprocess.check_output([sys.executable, "-c", default], env=unset, text=True) == "32\n"
 
 
 @pytest.mark.usefixtures("one_actor")
