@@ -264,7 +264,7 @@ def efficiency_table(results: dict[str, Any]) -> str:
             took = over_rounds(results, lambda runs, name=name: runs[name]["seconds"])  # type: ignore[misc]
             row += [median(took, seconds), with_range(efficiency(results, kind, nodes), factor)]
         rows.append(row)
-    head = ["nodes", "weak: s", "efficiency", "strong: s", "efficiency"]
+    head = ["nodes", "weak scaling, s", "efficiency", "strong scaling, s", "efficiency"]
     return format_table(head, rows)
 
 
@@ -284,7 +284,7 @@ def membership_table(results: dict[str, Any]) -> str:
                 with_range(after, lambda value: f"{value:.1f}"),
             ]
         )
-    head = ["change", "batches", "came out", "twice", "batches/s before", "after"]
+    head = ["change", "batches", "came out", "came out twice", "batches/s before", "after"]
     return format_table(head, rows)
 
 
@@ -383,8 +383,8 @@ def designs_table(results: dict[str, Any]) -> str:
             ]
         )
     most = max((each.nodes for name in DESIGNS for each in answers_of(results, name)), default=0)
-    head = ["design", "busiest then", "efficiency below 0.9 at", f"hours on {most} nodes", "dollars there"]
-    return format_table([*head, "dollars at the least"], rows, words=2)
+    head = ["design", "busiest at that number", "efficiency below 0.9 at", f"hours on {most} nodes"]
+    return format_table([*head, "dollars there", "fewest dollars"], rows, words=2)
 
 
 def preemptions_table(results: dict[str, Any]) -> str:
