@@ -121,19 +121,21 @@ def tasks(name: str, function: Callable[[Batch], Batch]) -> ray.data.Dataset:
     )
 
 
-def pool(name: str, function: Callable[[Batch], Batch], actor: type, argument: Any, rows: int) -> ray.data.Dataset:
-    """A run of one task that feeds one actor."""
+def feed(function: Callable[[Batch], Batch], rows: int) -> ray.data.Dataset:
+    """One task at a time, before a pool."""
     one = ray.data.TaskPoolStrategy(size=1)
-    return (
-        ray.data.range(rows, override_num_blocks=rows // 12)
-        .map_batches(function, batch_size=4, num_cpus=0.2, compute=one)
-        .map_batches(
-            monitored(actor, name),
-            fn_constructor_args=(argument,),
-            batch_size=4,
-            num_cpus=0.25,  # not 0.2, or Ray would run the function in the actor
-            compute=ray.data.ActorPoolStrategy(size=1),
-        )
+    rows_of_task = ray.data.range(rows, override_num_blocks=rows // 12)
+    return rows_of_task.map_batches(function, batch_size=4, num_cpus=0.2, compute=one)
+
+
+def pool(name: str, fed: ray.data.Dataset, actor: type, argument: Any) -> ray.data.Dataset:
+    """A run of one actor."""
+    return fed.map_batches(
+        monitored(actor, name),
+        fn_constructor_args=(argument,),
+        batch_size=4,
+        num_cpus=0.25,  # not 0.2, or Ray would run the function in the actor
+        compute=ray.data.ActorPoolStrategy(size=1),
     )
 
 
@@ -211,11 +213,12 @@ def watched(cluster: RayCluster) -> Watched:
     with PrometheusServer(discovery(cluster)) as prometheus, ThreadPoolExecutor(5) as threads:
         gate = ray.remote(num_cpus=0)(Gate).remote()
         plans = {
-            HEALTHY: pool(HEALTHY, prepare, Forward, COST_S, ROWS),
-            "starved": pool("starved", prepare_slowly, Forward, 0.001, ROWS),
+            # Its blocks are there before it begins: on a busy machine a task that makes them may well starve it.
+            HEALTHY: pool(HEALTHY, feed(prepare, ROWS).materialize(), Forward, COST_S),
+            "starved": pool("starved", feed(prepare_slowly, ROWS), Forward, 0.001),
             "failing": tasks("failing", refuse_some),
             "naive": tasks("naive", load_and_classify),
-            "stalled": pool("stalled", prepare, Stuck, gate, 24),
+            "stalled": pool("stalled", feed(prepare, 24), Stuck, gate),
         }
         runs: dict[str, Future[Any]] = {
             name: threads.submit(named(name, plan).materialize) for name, plan in plans.items()
