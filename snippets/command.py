@@ -209,6 +209,26 @@ def stdout_for_the_answer() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def connection() -> Iterator[None]:
+    """Be connected, to the cluster of this process or to a Ray that ends afterwards, without a word on stdout."""
+    import ray.data
+
+    with stdout_for_the_answer():
+        if ray.is_initialized():
+            yield
+            return
+        # Ray logs as an error that an actor could not be restarted without its arguments.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        ray.init(**ray_options())
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
 def format_report(report: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """Return the rows and the report as a person reads them."""
     lines = ["  ".join(f"{name}: {_short(value)}" for name, value in row.items()) for row in rows]

@@ -292,8 +292,10 @@ def main(arguments: list[str] | None = None) -> int:
     for part in [options.part] if options.part else LABS:
         lab = Lab(part)
         if not check:
-            os.environ.setdefault("MODELS", models_for(os.environ["MODEL"]))
-            ran = with_outputs_of(path_of(part), lab.notebook()) or execute(lab.notebook())
+            ran = with_outputs_of(path_of(part), lab.notebook())
+            if ran is None:
+                os.environ.setdefault("MODELS", models_for(os.environ["MODEL"]))  # as the runner gives it to pages
+                ran = execute(lab.notebook())
             if not problems(lab, ran):
                 FOLDER.mkdir(exist_ok=True)
                 nbformat.write(ran, path_of(part))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import sys
 
 from snippets.architecture.streaming import (
@@ -17,7 +15,7 @@ from snippets.architecture.streaming import (
     start_actor,
     watch_executor,
 )
-from snippets.command import Parser, format_report, positive, ray_options, stdout_for_the_answer
+from snippets.command import Parser, connection, format_report, positive
 from snippets.fundamentals.setup import configure_data_context
 
 # isort: split
@@ -262,13 +260,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--in-flight", type=positive, help="blocks in the object store (default: no limit)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     options = parser.parse_args(arguments)
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    with stdout_for_the_answer():
-        ray.init(**ray_options())
+    with connection():
         configure_data_context(progress_bars=False)
         rows = run(options)
-        ray.shutdown()
     sys.stdout.write(json.dumps(rows) + "\n" if options.json else format_report({}, rows))
     return 0
 

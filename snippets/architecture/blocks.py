@@ -6,8 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from snippets.architecture.plans import connection
-from snippets.command import Parser, fail, positive, stdout_for_the_answer
+from snippets.command import Parser, connection, fail, positive
 
 # isort: split
 # --8<-- [start:imports]
@@ -168,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report: dict[str, Any] = {
         "predicted": batch_sizes([options.rows // options.blocks] * options.blocks, options.batch_size)
     }
-    with stdout_for_the_answer(), connection(), tempfile.TemporaryDirectory(prefix="blocks-") as folder:
+    with connection(), tempfile.TemporaryDirectory(prefix="blocks-") as folder:
         dataset = ray.data.range(options.rows, override_num_blocks=options.blocks)
         report["cut"] = cut_batches(dataset, options.batch_size)
         report["filled"] = filled(report["cut"], options.batch_size)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from snippets.architecture.plans import connection
-from snippets.command import Parser, positive, stdout_for_the_answer
+from snippets.command import Parser, connection, positive
 
 # isort: split
 # --8<-- [start:imports]
@@ -289,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bytes", type=positive, default=50_000_000, help="bytes of the array")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     options = parser.parse_args(arguments)
-    with stdout_for_the_answer(), connection():
+    with connection():
         report = {
             "read": growth(options.readers, options.bytes),
             "written": growth(options.readers, options.bytes, write=True),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 
-from snippets.command import Parser, positive, ray_options, stdout_for_the_answer
+from snippets.command import Parser, connection, positive
 
 # isort: split
 # --8<-- [start:imports]
@@ -285,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=positive, help="pipelines at the most (default: all)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     options = parser.parse_args(arguments)
-    with stdout_for_the_answer(), connection():
+    with connection():
         pairs = fusion_pairs(options.limit)
     if options.json:
         rows = [{"pipeline": pair.code, "fused": pair.fused, "operators": pair.operators} for pair in pairs]
@@ -293,23 +292,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         sys.stdout.write(fusion_table(pairs))
     return 0
-
-
-@contextlib.contextmanager
-def connection() -> Iterator[None]:
-    """Be connected: to the cluster that this process is connected to, or to a Ray that ends afterwards."""
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's advice about actors that cannot restart
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a Ray for a moment, on loopback
-    ray.init(**ray_options())
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 if __name__ == "__main__":

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import sys
 from collections.abc import Sequence
 
-from snippets.command import Parser, format_report, positive, ray_options, stdout_for_the_answer
+from snippets.command import Parser, connection, format_report, positive
 from snippets.fundamentals.setup import configure_data_context
 
 # isort: split
@@ -312,13 +310,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--blocks", type=positive, default=16, help="of four images each (default: 16)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     options = parser.parse_args(arguments)
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    with stdout_for_the_answer():
-        ray.init(**ray_options())
+    with connection():
         configure_data_context(progress_bars=False)
         rows = run(options)
-        ray.shutdown()
     sys.stdout.write(json.dumps(rows) + "\n" if options.json else format_report({}, rows))
     return 0
 

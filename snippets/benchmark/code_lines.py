@@ -3,12 +3,15 @@
 import re
 from pathlib import Path
 
+from snippets.optimization.gpu import GPU_RUNGS
+
 SNIPPETS = Path(__file__).parents[1]
 NAIVE = ("fundamentals/naive.py:classify_batch", "fundamentals/naive.py:classify_naively")
 STEPS = "fundamentals/stepwise.py:"
 POOL = "fundamentals/actor_pool.py:"
 ENGINES = "optimization/engines.py:"
 LADDER = "optimization/ladder.py:"
+GPU = "optimization/gpu.py:"
 DECODED = (f"{POOL}preprocessing", f"{POOL}decode")
 KEPT = (f"{STEPS}kept",)
 BATCHED = (*KEPT, f"{STEPS}batched")
@@ -20,7 +23,12 @@ COMPILED = (
     *(f"{LADDER}{name}" for name in ("classifier", "run_in_pool", "classify_compiled")),
 )
 QUANTIZED = (*COMPILED, f"{ENGINES}calibration", f"{ENGINES}quantize")
+ON_GPU = (
+    *POOLED,
+    *(f"{GPU}{name}" for name in ("engine", "network", "record", "overlap", "open", "classify_on_gpu")),
+)
 SECTIONS = {
+    **dict.fromkeys(GPU_RUNGS, ON_GPU),
     "naive": NAIVE,
     "kept": KEPT,
     "batched": BATCHED,
@@ -32,6 +40,7 @@ SECTIONS = {
     "openvino-bfloat16": COMPILED,
     "openvino-int8": QUANTIZED,
     "cheap-decode": (*QUANTIZED, f"{LADDER}decode_cheaply"),
+    "gpu-cheap-decode": (*ON_GPU, f"{LADDER}decode_cheaply"),
 }
 
 

@@ -144,7 +144,6 @@ def summarize_ensemble(results: dict[str, Any]) -> dict[str, dict[str, Spread | 
         others = [one["runs"]["together"] for one in rounds]
         keys = (
             "start_up_seconds",
-            "steady_rows_per_second",
             "model_loads",
             "peak_memory_bytes",
             "peak_store_bytes",

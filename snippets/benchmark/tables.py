@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from snippets.benchmark.breakdown import EXPLAINED, KINDS
-from snippets.benchmark.code_lines import SECTIONS, lines_of
+from snippets.benchmark.code_lines import lines_of
 from snippets.benchmark.contenders import CONTENDERS
 from snippets.benchmark.formats import (
     MISSING,
@@ -316,8 +316,7 @@ def ladder_quality_table(results: dict[str, Any]) -> str:
         accuracy = f"{median(found['accuracy'], percent)}" if found["accuracy"] else MISSING
         rung = ALL_RUNGS[name]
         cells = [rung.title, median(found["agreement"], percent), *errors, accuracy]
-        code = str(lines_of(name)) if name in SECTIONS else ""
-        rows.append([*cells, code, ", ".join(rung.packages), ", ".join(rung.build_packages)])
+        rows.append([*cells, str(lines_of(name)), ", ".join(rung.packages), ", ".join(rung.build_packages)])
     head = ["rung", "labels equal to the reference's, %", "score error, median", "score error, largest"]
     return format_table([*head, "accuracy, %", "lines of code", "packages to run", "and to build"], rows)
 

@@ -313,24 +313,24 @@ def _main(arguments: Sequence[str] | None, classifier: type | None, stop: thread
         report = describe_plan(job)
     else:
         handler = signal.getsignal(signal.SIGTERM)
-        try:
-            ray.init(**ray_options())
-            signal.signal(signal.SIGTERM, handler)
-            configure_data_context(progress_bars=not as_json)
+        with stdout_for_the_answer():
             try:
-                plan_pool(settings.actors, settings.gpus)
-            except ValueError as error:
-                return fail(str(error))
-            with stdout_for_the_answer():
+                ray.init(**ray_options())
+                signal.signal(signal.SIGTERM, handler)
+                configure_data_context(progress_bars=not as_json)
+                try:
+                    plan_pool(settings.actors, settings.gpus)
+                except ValueError as error:
+                    return fail(str(error))
                 report = run_job(job, stop)
-        except SystemExit:  # what Ray's own handler makes of SIGTERM while Ray starts
-            return EXIT_STATUS["stopped"]
-        except Exception as error:
-            sys.stderr.write((explain(error) or str(error)).rstrip() + "\n")
-            return 1
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-            ray.shutdown()
+            except SystemExit:  # what Ray's own handler makes of SIGTERM while Ray starts
+                return EXIT_STATUS["stopped"]
+            except Exception as error:
+                sys.stderr.write((explain(error) or str(error)).rstrip() + "\n")
+                return 1
+            finally:
+                signal.signal(signal.SIGTERM, handler)
+                ray.shutdown()
     sys.stdout.write(json.dumps(report) + "\n" if as_json else format_report(report, []))
     return int(report.get("exit_status", 0))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-from snippets.command import Parser, ray_options, stdout_for_the_answer
+from snippets.command import Parser, connection
 
 # isort: split
 # --8<-- [start:imports]
@@ -246,8 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m snippets.optimization.reservations", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     options = parser.parse_args(arguments)
-    with stdout_for_the_answer():
-        ray.init(**ray_options(), ignore_reinit_error=True)
+    with connection():
         rows = compare()
     if options.json:
         sys.stdout.write(json.dumps(rows) + "\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tqdm import tqdm
 
 from snippets.checkpoint import check_checkpoint
-from snippets.command import Parser, explain, fail, positive, ray_options, stdout_for_the_answer
+from snippets.command import Parser, connection, explain, fail, positive
 from snippets.fundamentals.actor_pool import KEEP_FREED_MEMORY, Classifier, Pool, load_preprocessing, plan_pool
 from snippets.fundamentals.setup import MODEL, split_revision
 from snippets.optimization.curves import draw_curve
@@ -287,12 +287,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     effort = Effort(options.repeats, budget_s=options.budget)
     cache = None if options.again else options.cache
-    connected = ray.is_initialized()
     try:
         check_checkpoint(options.model)
-        if not connected:
-            ray.init(**ray_options())
-        with stdout_for_the_answer(), tqdm(desc="candidates", disable=options.json) as bar:
+        with connection(), tqdm(desc="candidates", disable=options.json) as bar:
             of = (options.dtype, effort, cache, Passes, lambda outcome: bar.update())
             by_batch = tune_batch_size(options.model, options.batch_sizes, *of)
             by_pool = tune_pool(options.model, by_batch.choice.best, options.actors, *of)
@@ -300,9 +297,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (sentence := explain(error)) is None:
             raise
         return fail(sentence)
-    finally:
-        if not connected:
-            ray.shutdown()
     found = {"batch size": by_batch, "actors": by_pool}
     if options.figures:
         options.figures.mkdir(parents=True, exist_ok=True)

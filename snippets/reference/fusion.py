@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from snippets.architecture.plans import connection, fusion_pairs, fusion_table
+from snippets.architecture.plans import fusion_pairs, fusion_table
+from snippets.command import connection
 from snippets.reference.generated import update
 
 

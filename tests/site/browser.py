@@ -215,7 +215,7 @@ def shades(page: Page, element: Locator, left: int, width: int) -> int:
 
 def copies(page: Page) -> list[str]:
     """Return what each copy button of an open page puts into the clipboard, from the top."""
-    page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true })")
+    _unfold(page)
     page.evaluate("navigator.clipboard.writeText('')")
     copied = []
     for button in page.locator("button[data-md-type=copy]").all():

@@ -226,11 +226,7 @@ def test_waiting_for_what_does_not_come_ends() -> None:
     assert wait_until(Watched([[1]], unchanged_steps=5), lambda seen: True, steps=5, timeout_s=5) == [1]
 
 
-def test_the_command_prints_the_accounts(
-    connected: RayCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(ray, "init", lambda **_: None)  # connected already
-    monkeypatch.setattr(ray, "shutdown", lambda: None)
+def test_the_command_prints_the_accounts(connected: RayCluster, capsys: pytest.CaptureFixture[str]) -> None:
     assert backpressure.main(["--blocks", "4", "--json"]) == 0
     accounts = [Account(**row) for row in json.loads(capsys.readouterr().out)]
     assert [one.operator for one in accounts] == ["ReadRange->MapBatches(read)", "MapBatches(GatedModel)"]

@@ -228,11 +228,7 @@ def test_only_changes_are_kept() -> None:
     assert (len(watched.looks), watched.unchanged_steps) == (2, 0)
 
 
-def test_the_command_prints_the_timeline(
-    connected: RayCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(ray, "init", lambda **_: None)  # connected already
-    monkeypatch.setattr(ray, "shutdown", lambda: None)
+def test_the_command_prints_the_timeline(connected: RayCluster, capsys: pytest.CaptureFixture[str]) -> None:
     assert streaming.main(["--blocks", "1", "--json"]) == 0
     assert [row["operator"] for row in json.loads(capsys.readouterr().out)] == ["read", "model"]
     with pytest.raises(SystemExit, match="2"):

@@ -246,3 +246,11 @@ def test_every_form_is_the_same_work_cut_elsewhere(sample_set: Samples, spread_i
         assert (isinstance(column[0], bytes) and form == "encoded") or str(column.dtype) == form
         means.append(run_steps(passed, cut, len(STEPS), **settings)["mean"].tolist())
     assert means[0] == means[1] == means[2]
+
+
+def test_the_published_pools_had_as_many_actors_at_work_as_the_page_says() -> None:
+    results = load_blocks()
+    assert results["complete"] and not results["provenance"]["uncommitted_changes"]
+    for one in results["rounds"]:
+        at_work = {name: one["runs"][f"pipeline-{name}"]["actors"] for name in ("1", "16", "all")}
+        assert at_work == {"1": 1, "16": 2, "all": 1}

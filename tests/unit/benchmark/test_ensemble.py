@@ -123,7 +123,6 @@ def test_a_layout_is_compared_to_one_actor_of_its_round(tmp_path: Path) -> None:
     assert values("pools", "over_together") == values("pools", "memory_over_together") == [0.5, 0.5]
     assert values("together", "end_to_end") == [16, 16]
     assert values("cascade", "over_together") == [1, 1]
-    assert summary["branches"]["steady_rows_per_second"] is None
 
 
 def test_the_tables_say_what_was_measured(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from snippets.benchmark.scaling import (
     NODES,
     PLAN,
     ScalingPlan,
+    answers_of,
     ask_for_round,
     calibrate,
     check_scaling,
@@ -269,3 +270,9 @@ def test_the_simulation_is_as_close_as_was_asked_and_off_most_where_batches_are_
     assert median_error(published) <= 0.1
     errors = {name: error["median"] for name, (_, _, error) in predictions(published).items()}
     assert max(errors, key=errors.__getitem__) in {"short-8", "busy-4", "busy-8"}
+
+
+def test_shards_gain_nothing_with_the_driver_that_was_measured(published: dict[str, Any]) -> None:
+    blocks, shards = (answers_of(published, name)[-1] for name in ("larger blocks", "shards"))
+    assert blocks.limit == shards.limit == "driver"
+    assert shards.seconds == pytest.approx(blocks.seconds, rel=0.02)

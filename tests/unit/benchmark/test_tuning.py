@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,12 @@ def test_bad_input_ends_in_a_sentence(
         tuning.main(options)
     said = "--quick needs --output" if options else f"There is no checkpoint folder {tmp_path}/nothing."
     assert said in capsys.readouterr().err
+
+
+def test_the_published_pools_are_what_the_page_says_of_them() -> None:
+    results = load_tuning()
+    assert results["complete"] and not results["provenance"]["uncommitted_changes"]
+    one, two = results["actors"]["outcomes"]
+    assert (one["candidate"], two["candidate"]) == (1, 2)
+    assert 0.9 < statistics.median(one["rates"]) / statistics.median(two["rates"]) < 1
+    assert one["peak_bytes"] / two["peak_bytes"] == pytest.approx(0.5, rel=0.05)
