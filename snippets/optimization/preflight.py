@@ -244,20 +244,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if as_json:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    try:
-        with stdout_for_the_answer(), tqdm(desc="preflight", disable=as_json) as bar:
+    with stdout_for_the_answer():
+        try:
+            with tqdm(desc="preflight", disable=as_json) as bar:
 
-            def progress(name: str) -> None:
-                bar.set_postfix_str(name)
-                bar.update()
+                def progress(name: str) -> None:
+                    bar.set_postfix_str(name)
+                    bar.update()
 
-            report = Report(lambda error: explain(error) or sentence_of(error), progress)
-            deadline_s = None if hours is None else 3600 * hours
-            source, model, output = take("source"), take("model"), take("output")
-            preflight(source, model, output, None, prices, deadline_s, extent, report, connect, **given)
-    finally:
-        if not was_connected:
-            ray.shutdown()
+                report = Report(lambda error: explain(error) or sentence_of(error), progress)
+                deadline_s = None if hours is None else 3600 * hours
+                source, model, output = take("source"), take("model"), take("output")
+                preflight(source, model, output, None, prices, deadline_s, extent, report, connect, **given)
+        finally:
+            if not was_connected:
+                ray.shutdown()
     if as_json:
         found = {check.name: check.found for check in report.checks}
         sys.stdout.write(json.dumps({"refusals": report.refusals, "notes": report.notes, **found}) + "\n")

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -317,19 +318,33 @@ def test_nothing_listens_beyond_this_machine_unless_a_cluster_is_named(monkeypat
     assert command.ray_options()["_node_ip_address"] == "127.0.0.1"
 
 
+@pytest.mark.parametrize("during", [command.stdout_for_the_answer, command.connection])
 def test_what_ray_tells_every_driver_is_not_in_the_answer(
-    connected: RayCluster, capsys: pytest.CaptureFixture[str]
+    connected: RayCluster, capsys: pytest.CaptureFixture[str], during: Callable[[], Any]
 ) -> None:
-    told = ""
-    with command.stdout_for_the_answer():
-        publish_error_to_driver("disk", "The disk is nearly full.", ray._private.worker.global_worker.gcs_client)
+    told, error = "", f"The disk is nearly full ({during.__name__})."  # what is the same Ray prints once
+    with during():
+        publish_error_to_driver("disk", error, ray._private.worker.global_worker.gcs_client)
         until = time.monotonic() + 30
-        while "nearly full" not in told and time.monotonic() < until:
+        while error not in told and time.monotonic() < until:
             time.sleep(0.05)
             captured = capsys.readouterr()
             assert captured.out == ""
             told += captured.err
-    assert "The disk is nearly full." in told
+    assert error in told
+
+
+def test_nor_is_what_a_run_prints(ray_cluster: RayCluster, sample_set: Samples, tmp_path: Path) -> None:
+    module = "def run(options):\n    print('(raylet) A node died.')\n    return [{'id': 1}]\n"
+    (tmp_path / "printing.py").write_text(module)
+    code = "from snippets.command import run_module; run_module('printing', ['--limit', '1', '--json'])"
+    data = {"IMAGES": str(sample_set.images), "MODEL": str(sample_set.model), "PYTHONPATH": str(tmp_path)}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **data}, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["found"] == [{"id": 1}]
+    assert "(raylet) A node died." in ended.stderr
 
 
 def test_rays_tracebacks_stay_in_its_log_file() -> None:

@@ -448,13 +448,13 @@ def test_what_cannot_begin_is_refused_with_status_2_before_ray_starts(
 def test_a_pool_that_does_not_fit_is_refused_with_status_2_and_nothing_written(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(ray, "init", lambda **_: None)
-    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "init", lambda **_: sys.stdout.write("(raylet) A node died.\n"))
+    monkeypatch.setattr(ray, "shutdown", lambda: sys.stdout.write("(raylet) A node died.\n"))
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}])
     monkeypatch.setenv("PRODUCTION_ACTORS", "9")
     assert production.main(run.options) == 2
     output, errors = capsys.readouterr()
-    assert (output, len(errors.splitlines())) == ("", 1)
+    assert (output, errors.count("A node died"), len(errors.splitlines())) == ("", 2, 3)
     assert "does not fit into a cluster with 0 GPUs and 1 CPUs" in errors
     assert not (tmp_path / "output").exists()
 
