@@ -112,19 +112,19 @@ ROWS, SIDE = 4, 512  # rows in a block, and pixels along the edge of its images
 BLOCK_BYTES = ROWS * SIDE * SIDE
 
 
-def read(batch: dict[str, Any], ledger: Any = None, gate: Any = None, held: int = -1) -> dict[str, Any]:
-    """Return a block: `id` and `image` (uint8, ROWS x SIDE x SIDE). Block `held` waits at the gate first."""
+def read(batch: dict[str, Any], side: int, ledger: Any = None, gate: Any = None, held: int = -1) -> dict[str, Any]:
+    """Return a block: `id` and `image` (uint8, ROWS x side x side). Block `held` waits at the gate first."""
     began, block = time.time(), int(batch["id"][0]) // ROWS
     if block == held:
         ray.get(gate.go_through.remote())
-    images = np.full((len(batch["id"]), SIDE, SIDE), block % 256, np.uint8)
+    images = np.full((len(batch["id"]), side, side), block % 256, np.uint8)
     if ledger is not None:
         note(ledger, "read", block, began)
     return {"id": batch["id"], "image": images}
 
 
 def load_images(
-    blocks: int, ledger: Any = None, in_flight: float = float("inf"), **arguments: Any
+    blocks: int, ledger: Any = None, in_flight: float = float("inf"), side: int = SIDE, **arguments: Any
 ) -> ray.data.Dataset:
     """Return a dataset of so many blocks, each made by a task of its own; `arguments` go to `read`.
 
@@ -132,8 +132,8 @@ def load_images(
     """
     rows = ray.data.range(ROWS * blocks, override_num_blocks=blocks)
     options = rows.context.execution_options
-    options.resource_limits = options.resource_limits.copy(object_store_memory=in_flight * BLOCK_BYTES)
-    return rows.map_batches(read, batch_size=None, fn_kwargs={"ledger": ledger, **arguments})
+    options.resource_limits = options.resource_limits.copy(object_store_memory=in_flight * ROWS * side**2)
+    return rows.map_batches(read, batch_size=None, fn_kwargs={"side": side, "ledger": ledger, **arguments})
 
 
 # --8<-- [end:load_images]

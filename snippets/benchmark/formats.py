@@ -33,6 +33,11 @@ def gigabytes(value: float) -> str:
     return f"{value / 1e9:.2f}"
 
 
+def kilobytes(value: float) -> str:
+    """Return bytes in kB (10**3)."""
+    return f"{value / 1e3:.1f}"
+
+
 def count(value: float) -> str:
     """Return a whole number, or the half that a median may be."""
     return f"{value:g}"

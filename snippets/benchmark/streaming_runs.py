@@ -14,6 +14,8 @@ from typing import Any
 
 import ray
 from ray._private.internal_api import node_stats
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.operators.input_data_buffer import InputDataBuffer
 
 from snippets.architecture.streaming import ROWS, Ledger, load_images, note, start_actor, timeline
 from snippets.benchmark.processes import answer_request
@@ -22,6 +24,7 @@ from snippets.fundamentals.setup import configure_data_context
 from snippets.recording import recording
 
 ACTORS = 2
+SIDE = 1448  # pixels: a block is 8 MiB, beside which the read task that makes it is small
 STORE_BYTES = 512 * 2**20  # an object store that a larger dataset does not fit into
 SAMPLE_S = 0.1
 
@@ -65,28 +68,51 @@ class StoreSampler:
             self.peak_bytes = max(self.peak_bytes, sum(each.object_store_bytes_used for each in stats))
 
 
+def count_read_tasks(dataset: ray.data.Dataset) -> list[int]:
+    """Return a list that gets the bytes of the dataset's read tasks in the object store, once it has run."""
+    found: list[int] = []
+
+    class Count(ExecutionCallback):  # type: ignore[misc]
+        def after_execution_succeeds(self, executor: Any) -> None:
+            inputs = next(each for each in executor._topology if isinstance(each, InputDataBuffer))
+            found.append(sum(bundle.size_bytes() for bundle in inputs._input_data))
+
+    dataset.context.custom_execution_callback_classes.append(Count)  # the dataset's own copy
+    return found
+
+
 def run_stream(
-    blocks: int, in_flight: int, wait_s: float, materialize: bool = False, with_timeline: bool = False
+    blocks: int,
+    in_flight: int,
+    wait_s: float,
+    materialize: bool = False,
+    free_objects_ms: int | None = None,
+    with_timeline: bool = False,
 ) -> dict[str, Any]:
     """Read so many blocks, pass them through the model, and drop what comes out; or materialize before that.
 
     `first_row_seconds` and `seconds` begin with the first read, once Ray is there; `reads_before_first` counts
     the blocks read when the first row came out. `peak_memory_bytes` is of all processes, see `recording`, and
-    `peak_store_bytes` of the object stores. `timeline` has a row a call, where it is asked for.
+    `peak_store_bytes` of the object stores, of which `read_tasks_bytes` are the read tasks. `timeline` has a row
+    a call, where it is asked for. With `free_objects_ms` a Ray that is started here frees what nobody refers to so
+    often.
     """
     options = ray_options()
     if "RAY_ADDRESS" not in os.environ:
         options["object_store_memory"] = STORE_BYTES
+        if free_objects_ms:
+            options["_system_config"] = {"free_objects_period_milliseconds": free_objects_ms}
     with recording(**options) as record:
         configure_data_context(progress_bars=False)
         ledger, store = start_actor(Ledger), StoreSampler()
-        predictions = load_images(blocks, ledger, in_flight).map_batches(
+        predictions = load_images(blocks, ledger, in_flight, SIDE).map_batches(
             TimedModel,
             fn_constructor_args=(ledger, wait_s),
             batch_size=ROWS,
             num_cpus=0,
             compute=ray.data.ActorPoolStrategy(size=ACTORS),
         )
+        read_tasks = count_read_tasks(predictions)
         began = time.monotonic()
         if materialize:
             predictions = predictions.materialize()
@@ -106,6 +132,7 @@ def run_stream(
         "reads_before_first": reads,
         "peak_memory_bytes": record.peak_memory_bytes,
         "peak_store_bytes": peak_store,
+        "read_tasks_bytes": read_tasks[0],
         "timeline": timeline(spans) if spans else [],
     }
 

@@ -90,6 +90,7 @@ def actors_at_work(rows: int, blocks: int, batch_size: int, actors: int) -> int:
     pool = ray.data.ActorPoolStrategy(size=actors)
     tagged = ray.data.range(rows, override_num_blocks=blocks).materialize()
     tagged = tagged.map_batches(Tag, batch_size=batch_size, compute=pool, num_cpus=0.1)
+    tagged.context.wait_for_min_actors_s = 60  # as in a long run: each actor is there when the first batch is
     return len({row["actor"] for row in tagged.iter_rows()})
 
 

@@ -83,6 +83,24 @@ def test_three_operators_keep_a_sixth_each(connected: RayCluster) -> None:
     assert [one.reserved_bytes * 6 for one in seen[1:]] == pytest.approx([16 * BLOCK_BYTES] * 3, rel=0.01)
 
 
+def test_an_operator_that_has_ended_gives_its_part_back(connected: RayCluster) -> None:
+    gate, last_gate = start_actor(Gate), start_actor(Gate)
+    images = load_images(BLOCKS, in_flight=IN_FLIGHT)
+    behind = classify_behind([gate, last_gate, BLOCKS - 1], images, ActorPoolStrategy(size=1))
+    with while_running(behind) as watched:
+        before = wait_until(watched, lambda seen: seen[1].is_held_back and seen[1].limit_bytes > 0)
+        ray.get(gate.open.remote())
+        ray.get(last_gate.wait_for.remote(1), timeout=120)
+        after = wait_until(watched, lambda seen: seen[1].reserved_bytes == 0)
+        ray.get(last_gate.open.remote())
+    limit = IN_FLIGHT * BLOCK_BYTES
+    assert before[2].reserved_bytes == pytest.approx(limit / 4, rel=0.01)
+    # Half of what the last blocks leave, which the model has not given back.
+    assert after[2].reserved_bytes == pytest.approx((limit - after[1].used_bytes) / 2, rel=0.01)
+    assert after[2].reserved_bytes > limit / 4
+    assert (after[1].finished, after[2].finished) == (BLOCKS, BLOCKS - 1)
+
+
 def test_limits_are_copied_and_not_changed_in_place(connected: RayCluster) -> None:
     limits = ray.data.range(1).context.execution_options.resource_limits
     with pytest.raises(AttributeError, match="no setter"):
@@ -153,6 +171,16 @@ def test_what_is_excluded_is_not_used_and_the_option_is_deprecated(connected: Ra
         ray.get(gate.open.remote())
 
 
+def test_a_label_selector_keeps_a_dataset_to_the_nodes_that_carry_the_label(connected: RayCluster) -> None:
+    def note_node(batch: dict[str, Any]) -> dict[str, Any]:
+        return {"node": [ray.get_runtime_context().get_node_id()] * len(batch["id"])}
+
+    for node in [node["NodeID"] for node in ray.nodes() if node["Alive"]][1:]:
+        rows = ray.data.range(8, override_num_blocks=8)
+        rows.context.execution_options.label_selector = {"ray.io/node-id": node}
+        assert {row["node"] for row in rows.map_batches(note_node).take_all()} == {node}
+
+
 def test_two_datasets_have_half_of_each_node_each_and_whole_cpus(connected: RayCluster) -> None:
     cpus = [node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"]]
     alone, beside, after = share_cluster()
@@ -196,13 +224,14 @@ def test_a_pool_that_holds_every_cpu_ends_in_an_error_and_one_that_leaves_one_in
 ) -> None:
     cpus = int(ray.cluster_resources()["CPU"])
     assert (cpus_left(cpus, 1), cpus_left(cpus - 1, 1), cpus_left(cpus, 0)) == (0, 1, cpus)
-    stuck = feed_pool(ActorPoolStrategy(size=cpus), num_cpus=1, no_progress_timeout_s=3)
-    stuck.context.wait_for_min_actors_s = 120  # from when all actors are there, seconds are enough
-    watched = watch_executor(stuck, account)
-    with pytest.raises(ExecutionTimeoutError, match="no progress for at least 3s"):
-        stuck.take_all()
-    _, reads, model = watched.looks[-1]
-    assert (model.actors, reads.finished) == (cpus, 0)  # that is why, and not that they were slow to start
+    for pool in (ActorPoolStrategy(size=cpus), ActorPoolStrategy(min_size=cpus, max_size=cpus + 1)):
+        stuck = feed_pool(pool, num_cpus=1, no_progress_timeout_s=3)
+        stuck.context.wait_for_min_actors_s = 120  # from when all actors are there, seconds are enough
+        watched = watch_executor(stuck, account)
+        with pytest.raises(ExecutionTimeoutError, match="no progress for at least 3s"):
+            stuck.take_all()
+        _, reads, model = watched.looks[-1]
+        assert (model.actors, reads.finished) == (cpus, 0)  # that is why, and not that they were slow to start
     assert cpus_left(2, 2) == 1  # the workers' CPUs are held, and the head's is free
     for pool, num_cpus in ((ActorPoolStrategy(size=2), 2), (ActorPoolStrategy(min_size=1, max_size=cpus), 1)):
         assert len(feed_pool(pool, num_cpus, no_progress_timeout_s=120).take_all()) == 16

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import ray
+from ray._private.internal_api import node_stats
 
 from snippets.architecture import streaming
 from snippets.architecture.streaming import (
@@ -78,6 +79,25 @@ def wait_until_seen(watched: Watched, is_so: Callable[[Any], bool]) -> None:
     while not (watched.looks and is_so(watched.looks[-1][-1])):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_read_task_is_an_object_in_the_store_from_begin_to_end(connected: RayCluster) -> None:
+    def objects() -> int:
+        nodes = [(node["NodeManagerAddress"], node["NodeManagerPort"]) for node in ray.nodes() if node["Alive"]]
+        return sum(node_stats(*each, include_memory_info=False).store_stats.num_local_objects for each in nodes)
+
+    before, gate = objects(), start_actor(Gate)
+    batches = iter(load_images(64, gate=gate, held=63, in_flight=4).iter_batches(batch_size=None))
+    for _ in range(60):
+        next(batches)
+    assert objects() - before >= 64  # of blocks there are few
+    ray.get(gate.open.remote())
+    assert sum(1 for _ in batches) == 4
+    del batches
+    deadline = time.monotonic() + 60
+    while objects() - before >= 64:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_half_of_the_object_store_is_the_default_limit(connected: RayCluster) -> None:
