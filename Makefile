@@ -107,6 +107,7 @@ reference: $(READY) ## write the reference from the installed Ray and the module
 	@$(BIN)/python -m snippets.reference.api
 	@$(BIN)/python -m snippets.architecture.calculator_files
 	@$(BIN)/python -m snippets.reference.fusion
+	@$(BIN)/python -m snippets.reference.predictions
 	@$(BIN)/python -m snippets.reference.reading
 
 labs: samples ## make the notebooks from the pages, with outputs of a real kernel (docs/labs)

@@ -99,9 +99,10 @@ class Where:
         return {"type": [type(values[0]).__name__], "writeable": [values.flags.writeable], "grown": [grown]}
 
 
-def where(column: str, rows: int = 64, **options: Any) -> dict[str, Any]:
-    """Return what `Where` says of a batch of one column, read by an actor from blocks that are there already."""
-    source = ray.data.range(rows, override_num_blocks=1).map_batches(fill).select_columns([column]).materialize()
+def where(column: str, blocks: int = 1, **options: Any) -> dict[str, Any]:
+    """Return what `Where` says of a batch of 64 rows, read by an actor from blocks that are there already."""
+    source = ray.data.range(64, override_num_blocks=blocks).map_batches(fill)
+    source = source.select_columns([column]).materialize()
     pool = ray.data.ActorPoolStrategy(size=1)
     (row,) = source.map_batches(Where, fn_constructor_args=[column], compute=pool, **options).take_all()
     return dict(row)
@@ -270,7 +271,7 @@ class Hog:
         return {"reserved": [float(reserved)], "taken": [float(taken.nbytes)]}
 
 
-def reserve(memory: float) -> dict[str, float]:
+def reserve(memory: float | None) -> dict[str, float]:
     """Return what an actor reserved by `memory=`, and what it took."""
     pool = ray.data.ActorPoolStrategy(size=1)
     source = ray.data.range(1, override_num_blocks=1)

@@ -129,6 +129,7 @@ size         rows.map_batches(by_batch, compute=TaskPoolStrategy(size=2)).map_ba
 fits         rows.map_batches(by_batch).map_batches(by_batch, num_cpus=1)
 resources    rows.map_batches(by_batch).map_batches(by_batch, num_cpus=0.5)
 resources    rows.map_batches(by_batch).map_batches(by_batch, memory=1e6)
+resources    rows.map_batches(by_batch).map_batches(by_batch, runtime_env={"env_vars": {"A": "1"}})
 resources    rows.map_batches(by_batch).map_batches(Model, compute=pool, batch_size=16, num_gpus=1)
 fits         rows.map_batches(by_batch, batch_size=16, num_gpus=1).map_batches(Model, compute=pool, batch_size=16, num_gpus=1)
 kind         rows.map_batches(by_batch).limit(8)
@@ -142,7 +143,9 @@ fits         rows.map_batches(by_batch, batch_size=16).repartition(target_num_ro
 fits         rows.map_batches(by_batch, batch_size=16).repartition(target_num_rows_per_block=8, strict=True)
 repartition  rows.map_batches(by_batch, batch_size=16).repartition(target_num_rows_per_block=12, strict=True)
 repartition  rows.repartition(target_num_rows_per_block=16).map_batches(by_batch)
+fits         rows.map_batches(by_batch, batch_size=16).repartition(target_num_rows_per_block=8, strict=True).map_batches(by_batch)
 fits         rows.write_parquet(folder)
+rows         rows.write_parquet(folder, min_rows_per_file=16)
 fits         rows.map_batches(by_batch, batch_size=16).write_parquet(folder)
 kind         rows.map_batches(Model, compute=pool).write_parquet(folder)
 resources    rows.map_batches(by_batch, num_cpus=0.5).write_parquet(folder)
@@ -181,11 +184,11 @@ def evaluator() -> Iterator[Callable[[str], ray.data.Dataset]]:
 
         def evaluate(code: str) -> ray.data.Dataset:
             nonlocal writes
-            chain, write, _ = code.partition(".write_parquet(")
+            chain, write, arguments = code.partition(".write_parquet(folder")
             dataset: ray.data.Dataset = eval(chain, {**globals(), **names})
             if write:
                 writes += 1
-                dataset.write_parquet(f"{folder}/{writes}")
+                dataset.write_parquet(f"{folder}/{writes}", **eval(f"dict({arguments.strip(', ')}"))
             return dataset
 
         yield evaluate

@@ -35,10 +35,10 @@ from snippets.samples import DEFAULT_ROOT, build_samples, images_and_model
 ENSEMBLE = FOLDER / "ensemble.json"
 RUNS = {  # name -> what it is called, its layout, which models, and whether it is a cascade
     "alone": ("the costliest model alone", "together", slice(-1, None), False),
-    "together": ("all in one actor", "together", slice(None), False),
+    "together": ("all in each actor", "together", slice(None), False),
     "pools": ("a pool each, in a row", "pools", slice(None), False),
     "branches": ("a pool each, joined by id", "branches", slice(None), False),
-    "cascade": ("a cascade in one actor", "together", slice(None), True),
+    "cascade": ("a cascade in each actor", "together", slice(None), True),
     "cascade-pools": ("a cascade of pools", "pools", slice(None), True),
 }
 RUN_FIELDS = {
@@ -184,7 +184,7 @@ def layouts_table(results: dict[str, Any]) -> str:
         ]
         for name, found in summarize_ensemble(results).items()
     ]
-    head = ["layout", "images/s end to end", "over one actor", "start-up, s"]
+    head = ["layout", "images/s end to end", "over all in each", "start-up, s"]
     return format_table(
         [*head, "model loads", "peak memory, GB", "peak object store, GB", "images that the costliest model saw"],
         rows,

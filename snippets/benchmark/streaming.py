@@ -20,6 +20,8 @@ from snippets.benchmark.tables import format_table, provenance_line
 from snippets.command import positive
 
 STREAMING = FOLDER / "streaming.json"
+SIDE = 1448  # pixels: a block of four images is 8 MiB, beside which the read task that makes it is small
+BLOCK_BYTES = 4 * SIDE**2
 FREED = {"free_objects_ms": 50}  # in place of the second that Ray waits, in which a second's blocks pile up
 RUNS: dict[str, tuple[str, int, dict[str, Any]]] = {  # name -> what it is called, times the data, its options
     "1x": ("streamed", 1, FREED),
@@ -137,6 +139,11 @@ def summarize_streams(results: dict[str, Any]) -> dict[str, dict[str, Spread | N
                     one["runs"][name][measured], one["runs"][other][measured]
                 )
             )
+        found["store_blocks"] = over_rounds(
+            lambda one: round(
+                (one["runs"][name]["peak_store_bytes"] - one["runs"][name]["read_tasks_bytes"]) / BLOCK_BYTES
+            )
+        )
         return found
 
     return {name: of_run(name) for name in RUNS}
@@ -167,7 +174,9 @@ def streams_numbers(results: dict[str, Any]) -> dict[str, str]:
     read_tasks = found["16x"]["read_tasks_bytes"]
     return {
         "memory-16x": median(found["16x"]["memory_over_1x"], factor),
-        "store-16x": median(found["16x"]["store_over_1x"], factor),
+        "store-blocks-1x": median(found["1x"]["store_blocks"], count),
+        "store-blocks-16x": median(found["16x"]["store_blocks"], count),
+        "in-flight": count(results["in_flight"]),
         "store-default": median(found["default"]["store_over_16x"], factor),
         "read-task": median(read_tasks, lambda value: kilobytes(value / results["blocks"]["16x"])),
         "first-row-materialized": median(found["materialized"]["first_row_over_1x"], factor),

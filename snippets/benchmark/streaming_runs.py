@@ -19,12 +19,12 @@ from ray.data._internal.execution.operators.input_data_buffer import InputDataBu
 
 from snippets.architecture.streaming import ROWS, Ledger, load_images, note, start_actor, timeline
 from snippets.benchmark.processes import answer_request
+from snippets.benchmark.streaming import SIDE
 from snippets.command import ray_options
 from snippets.fundamentals.setup import configure_data_context
 from snippets.recording import recording
 
 ACTORS = 2
-SIDE = 1448  # pixels: a block is 8 MiB, beside which the read task that makes it is small
 STORE_BYTES = 512 * 2**20  # an object store that a larger dataset does not fit into
 SAMPLE_S = 0.1
 

@@ -139,7 +139,8 @@ class StageMeter:
 
 def cause_of(error: str) -> str:
     """Return the type that an error's text begins with: texts with paths in them would each be a series."""
-    found = re.match(r"[A-Za-z_][\w.]*(?=: |$)", error)
+    kinds = "Error|Exception|Warning|Invalid|Interrupt|Exit|Expired"  # with which the names of types end
+    found = re.match(rf"(?:[a-z_]\w*\.)*[A-Z]\w*(?:{kinds})(?=: |$)|(?:{kinds})(?=: |$)", error)
     return found[0] if found else "other"
 
 
@@ -275,7 +276,7 @@ def dump_stacks(worker: Any, timeout_s: float = 10) -> str:
 
 
 def spy(pid: int) -> str:
-    """Return the stacks of any Python process of this machine, and of native code, as py-spy reads its memory.
+    """Return the Python stacks of any process of this machine, as py-spy reads them from its memory.
 
     Raises `PermissionError` where that is not allowed: it takes root or `CAP_SYS_PTRACE`.
     """

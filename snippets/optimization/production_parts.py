@@ -190,15 +190,18 @@ def write_part(job: Job, number: int, rows: pa.Table, run_id: str) -> tuple[int,
 def account(job: Job) -> dict[str, int]:
     """Count `results` and `dead_letters` in the files. Raises `RuntimeError` unless each id is there once.
 
-    Its sentence names an id, and the records to remove so that the next run writes those parts anew.
+    Its sentence names an id, and what to remove so that the next run ends well: records, so that their parts are
+    written anew, and files that no part has.
     """
     found: Counter[str] = Counter()
-    counts = {}
+    counts, strays = {}, list[str]()
     for kind, column in (("results", "id"), ("dead_letters", "path")):
         files = pads.dataset(f"{job.path}/{kind}", filesystem=job.output, format="parquet", partitioning="hive")
         ids = files.to_table(columns=[column])[column].to_pylist()
         found.update(ids)
         counts[kind] = len(ids)
+        own = {f"{job.path}/{kind}/part={number:05}/rows.parquet" for number in range(len(job.parts))}
+        strays += [file.removeprefix(f"{job.path}/") for file in files.files if file not in own]
     wanted = {id: number for number, ids in enumerate(job.parts) for id in ids}
     wrong = {
         "missing": wanted.keys() - found.keys(),
@@ -207,6 +210,8 @@ def account(job: Job) -> dict[str, int]:
     }
     if any(wrong.values()):
         text = ", ".join(f"{len(ids)} ids {what}" for what, ids in wrong.items())
+        if strays:
+            text += f"; remove {', '.join(sorted(strays))}, of which this job knows nothing"
         if mine := sorted({(wanted[id], id) for ids in wrong.values() for id in ids if id in wanted}):
             records = dict.fromkeys(f"records/part={number:05}.json" for number, _ in mine)
             text += f", such as {mine[0][1]} of part {mine[0][0]}; remove {', '.join(records)} to do it again"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd  # type: ignore[import-untyped]
 import pyarrow as pa
 import pytest
 import ray
@@ -25,6 +26,7 @@ from snippets.architecture.blocks import (
     many_files,
     pool_tasks,
 )
+from snippets.architecture.plans import executed_operators
 from tests.ray_cluster import RayCluster
 
 sizes = st.lists(st.integers(1, 50), min_size=1, max_size=30)
@@ -105,9 +107,37 @@ def test_a_block_is_a_table_that_ends_with_the_row_that_reaches_the_target(conte
     for part, blocks in ((1.4, 1), (1.6, 2)):  # of the target, that all images together are
         context.target_max_block_size = int(64 * image / part)
         assert len(blocks_of(ray.data.range(64, override_num_blocks=1).map_batches(draw))) == blocks
+    # A function that returns several batches hands them over one by one: a block ends with one of them.
+    context.target_max_block_size = target
+    batches = ray.data.range(64, override_num_blocks=1).map_batches(draw, batch_size=8)
+    assert sorted(block.num_rows for block in blocks_of(batches)) == [16, 24, 24]
+    context.target_max_block_size = int(64 * image / 1.4)
+    assert len(blocks_of(ray.data.range(64, override_num_blocks=1).map_batches(draw, batch_size=8))) == 2
     context.target_max_block_size = 1000  # less than an image
     made = blocks_of(ray.data.range(8, override_num_blocks=1).map_batches(draw))
     assert [block.num_rows for block in made] == [1] * 8
+
+
+@pytest.mark.usefixtures("context")
+def test_what_a_function_returns_is_a_table_of_arrow_whatever_it_is() -> None:
+    def as_frame(batch: dict[str, Any]) -> pd.DataFrame:
+        return pd.DataFrame(batch)
+
+    def as_objects(batch: dict[str, Any]) -> dict[str, list[object]]:
+        return {"thing": [object() for _ in batch["id"]]}
+
+    for function in (as_frame, as_objects):
+        made = blocks_of(ray.data.range(8, override_num_blocks=1).map_batches(function))
+        assert [type(block) for block in made] == [pa.Table]
+    assert isinstance(blocks_of(ray.data.from_pandas(pd.DataFrame({"id": [1]})))[0], pd.DataFrame)
+
+
+def test_a_read_of_fewer_files_than_blocks_splits_what_each_task_read(context: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\nthree\nfour\n")
+    lines = ray.data.read_text(str(tmp_path), override_num_blocks=4)
+    assert len(blocks_of(lines)) == 4
+    ran = executed_operators(lines.map_batches(lambda batch: batch).materialize())
+    assert ran == ["ReadText->SplitBlocks(4)", "MapBatches(<lambda>)"]  # and nothing joins it
 
 
 @pytest.mark.usefixtures("context")

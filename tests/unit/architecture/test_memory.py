@@ -50,6 +50,8 @@ def test_readers_share_an_array_and_writers_do_not() -> None:
         ("pixels", {}, (0, 0.1)),
         ("pixels", {"batch_size": 64}, (0, 0.1)),
         ("pixels", {"batch_size": 64, "zero_copy_batch": False}, (0.9, 2.3)),
+        ("pixels", {"zero_copy_batch": False}, (0, 0.1)),
+        ("pixels", {"blocks": 4, "batch_size": 64}, (0.9, 2.3)),
         ("file", {}, (0.9, 1.3)),
         ("thing", {}, (0.9, 1.3)),
     ],
@@ -61,7 +63,8 @@ def test_numbers_stay_in_the_store_and_objects_are_copied(
     least, most = copies
     assert least * 64e6 <= found["grown"] <= most * 64e6
     if column == "pixels":
-        assert found["writeable"] == ("zero_copy_batch" in options)
+        is_copied = "blocks" in options or options.keys() >= {"zero_copy_batch", "batch_size"}
+        assert found["writeable"] == is_copied
 
 
 def test_a_tensor_is_a_view_and_its_floats_are_four_times_the_batch() -> None:
@@ -84,6 +87,10 @@ def test_a_store_that_dev_shm_does_not_hold_lies_in_files(
     assert start_with_shm(64_000_000, 80_000_000) == "a folder of temporary files"
 
 
+def test_the_store_of_a_container_by_default_is_too_small_for_ray() -> None:
+    assert "minimum allowed" in start_with_shm(64 * 2**20, 64 * 2**20)  # what Docker gives
+
+
 def test_a_large_store_is_refused_where_dev_shm_is_small() -> None:
     refusal = start_with_shm(64_000_000, 11_000_000_000)
     assert refusal.startswith("ValueError: The configured object store size (11.0 GB) exceeds /dev/shm size (0.06")
@@ -96,7 +103,7 @@ def test_kept_images_spill_and_images_that_pass_do_not() -> None:
     passed = photographs(images, in_flight_bytes=100e6).map_batches(measure, num_cpus=0.5).materialize()
     assert spilled_so_far() == before
     assert passed.sum("images") == images
-    kept = photographs(images).materialize()
+    kept = photographs(images, in_flight_bytes=100e6).materialize()  # what decides is what is kept, and no limit
     assert spilled_so_far() > before
     assert kept.count() == images
 
@@ -110,6 +117,7 @@ def test_a_bounded_process_says_what_it_could_not_allocate_and_smaller_batches_f
 
 def test_memory_is_reserved_not_bounded_and_more_than_a_node_has_waits(context: Any) -> None:
     assert reserve(memory=1e6) == {"reserved": 1e6, "taken": 5e7}
+    assert reserve(memory=None)["reserved"] == 0  # its operator had made no block when it was made
     context.execution_no_progress_timeout_s = 5  # enough for an actor that fits, as the one before
     too_much = 2 * max(node["Resources"]["memory"] for node in ray.nodes() if node["Alive"])
     with pytest.raises(ExecutionTimeoutError, match="no progress"):

@@ -1,6 +1,8 @@
 """The fusion table is what the installed Ray plans and runs, and says which of its rows an upgrade changed."""
 
+import inspect
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -147,6 +149,8 @@ def test_the_rule_stands_where_the_page_says() -> None:
         "_can_merge_target_max_block_size",
     ):
         assert callable(getattr(FuseOperators, name))
+    passes = re.findall(r"self\.(_fuse_\w+)\(", inspect.getsource(FuseOperators.apply))
+    assert len(passes) == 4, passes
     assert callable(operator_fusion.are_op_remote_args_compatible)
 
 

@@ -108,6 +108,15 @@ def test_preemptions_cost_what_the_formula_says(forward_s: float, an_hour: float
     assert share == pytest.approx(running.useful_share(forward_s, an_hour, recovery_s), rel=0.02)
 
 
+def test_the_blocks_of_a_machine_that_is_taken_away_wait_and_those_of_one_that_leaves_do_not() -> None:
+    taken = Cluster([Machine(1.0)] * 2, driver_s=0, preemptions=360, recovery_s=300)  # each 10 s on average
+    runs = [simulate(taken, 4, seed) for seed in range(50)]
+    assert {run.preemptions > 0 for run in runs} == {True, False}
+    assert all((run.seconds > 300) == (run.preemptions > 0) for run in runs)
+    leaves = Cluster([Machine(1.0), Machine(1.0, leaves_s=0.5)], driver_s=0, recovery_s=300)
+    assert simulate(leaves, 4).seconds < 10
+
+
 def test_a_seed_gives_the_same_answer_and_another_seed_another() -> None:
     cluster = Cluster([Machine(1.0)] * 4, driver_s=0, spread=0.3)
     first, again, other = (simulate(cluster, 200, seed).seconds for seed in (1, 1, 2))

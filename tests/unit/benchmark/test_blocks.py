@@ -252,5 +252,11 @@ def test_the_published_pools_had_as_many_actors_at_work_as_the_page_says() -> No
     results = load_blocks()
     assert results["complete"] and not results["provenance"]["uncommitted_changes"]
     for one in results["rounds"]:
-        at_work = {name: one["runs"][f"pipeline-{name}"]["actors"] for name in ("1", "16", "all")}
-        assert at_work == {"1": 1, "16": 2, "all": 1}
+        at_work = {name: one["runs"][f"pipeline-{name}"]["actors"] for name in ("1", "16", "48", "all")}
+        assert at_work == {"1": 1, "16": 2, "48": 1, "all": 1}
+
+
+def test_the_published_blocks_of_256_images_were_the_fastest() -> None:
+    for one in load_blocks()["rounds"]:
+        rates = {name: run["rows_per_second"] for name, run in one["runs"].items() if name.startswith("decoding-")}
+        assert max(rates, key=rates.__getitem__) == "decoding-256"

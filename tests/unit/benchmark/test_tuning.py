@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import ray
 
 from snippets.benchmark import tuning
 from snippets.benchmark.tuning import CURVES, draw_tuning, load_tuning, measure_tuning, tuning_sections
-from snippets.optimization.trial import OUT_OF_MEMORY, Outcome, Tuning, choose
+from snippets.optimization.trial import OUT_OF_MEMORY, Outcome, Tuning, choose, is_flat
 from tests.unit.benchmark.test_harness import provenance
 
 BY_BATCH = (
@@ -98,3 +99,14 @@ def test_the_published_pools_are_what_the_page_says_of_them() -> None:
     assert (one["candidate"], two["candidate"]) == (1, 2)
     assert 0.9 < statistics.median(one["rates"]) / statistics.median(two["rates"]) < 1
     assert one["peak_bytes"] / two["peak_bytes"] == pytest.approx(0.5, rel=0.05)
+
+
+def test_the_published_search_came_near_to_an_early_end() -> None:
+    tried = [Outcome(**outcome) for outcome in load_tuning()["batch_size"]["outcomes"]]
+    *_, eight, sixteen = tried[: [outcome.candidate for outcome in tried].index(16) + 1]
+    assert eight.candidate == 8
+    assert statistics.median(sixteen.rates) > 1.4 * statistics.median(eight.rates)
+    until_eight = [outcome for outcome in tried if outcome.candidate <= 8]
+    assert not is_flat(until_eight, 0.05)
+    slower = replace(eight, rates=tuple(0.98 * rate for rate in eight.rates))
+    assert is_flat([*until_eight[:-1], slower], 0.05)

@@ -32,7 +32,7 @@ from snippets.optimization.ensemble import (
     plan_pools,
 )
 from snippets.optimization.ensemble_models import build_small_models
-from snippets.optimization.ensemble_scores import answered
+from snippets.optimization.ensemble_scores import answered, stop_when_sure
 from snippets.optimization.ensemble_views import View, load_view
 from snippets.recording import Event, recording
 
@@ -252,6 +252,21 @@ def test_a_cascade_asks_the_next_model_only_about_rows_that_are_not_sure(layout:
         ["m0", "m1", "m2"],
     ]
     assert [row["label"] for row in rows][:3] == ["ant", "ant", "bee"]
+
+
+@pytest.mark.parametrize("sure", [0.55, 0.7, 0.85])
+def test_a_cascade_asks_whom_it_was_planned_to_ask_where_models_disagree(sure: float) -> None:
+    said = np.random.default_rng(0).random((40, 3)).astype(np.float32)  # of each image, by each model: an ant
+    probabilities = np.stack([said, 1 - said], axis=-1)
+
+    class Arguing(Canned):
+        def forward(self, images: np.ndarray) -> np.ndarray:
+            return np.asarray(probabilities[images[:, 0, 0, 0], self.member.place])
+
+    found = Each(plan(), Rule(sure=sure), Arguing, 4, 1, False)(batch_of([*range(40)]))["probabilities"]
+    planned = stop_when_sure(probabilities, sure)
+    assert 40 < answered(planned).sum() < 120
+    np.testing.assert_allclose(found, planned)
 
 
 def test_a_cascade_of_one_actor_makes_one_batch_of_all_rows_that_are_left() -> None:

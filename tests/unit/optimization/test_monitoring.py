@@ -65,6 +65,9 @@ def test_bytes_are_those_of_the_columns() -> None:
         ("OSError", "OSError"),
         ("/images/a.jpg: gone", "other"),
         ("no image at 12", "other"),
+        ("photo.jpg: cannot be read", "other"),
+        ("IMG_0001.jpg", "other"),
+        ("IMG_0001: gone", "other"),
     ],
 )
 def test_a_cause_is_a_type_and_never_a_path(error: str, cause: str) -> None:

@@ -221,6 +221,9 @@ def test_texts_become_vectors_and_a_row_without_one_keeps_its_place(connected: R
     assert vectors["3"] is None and next(row["error"] for row in found if row["id"] == "3")
     np.testing.assert_allclose(vectors["0"], vectors["1"], atol=1e-6)
     assert np.abs(np.subtract(vectors["0"], vectors["2"])).max() > 0.01
+    # What is beyond the length is cut, and no error says so.
+    cut = tokenize({"id": ["5", "6"], "text": [texts[2], f"{texts[2]} blue"]}, **tokenizing(encoder))
+    assert (cut["tokens"][0] == cut["tokens"][1]).all() and cut["error"] == ["", ""]
 
     # Without padding, one text at a time, it says the same.
     tokenizer, network = hub.AutoTokenizer.from_pretrained(encoder), hub.AutoModel.from_pretrained(encoder).eval()
@@ -401,6 +404,38 @@ def test_a_submitted_job_brings_its_folder_prints_what_it_prints_and_fails_where
     assert done.returncode == 1, done.stderr
     assert "lengths: [3, 5]" in done.stdout
     assert "which ends it" in done.stdout
+
+
+@pytest.mark.cluster
+def test_a_job_that_is_stopped_ends_with_0(ray_cluster: RayCluster, tmp_path: Path) -> None:
+    from ray.job_submission import JobSubmissionClient
+
+    command = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--submission-id", "stopped"]
+    started, script = tmp_path / "started", tmp_path / "wait.py"
+    script.write_text(f"import pathlib, time\npathlib.Path({str(started)!r}).touch()\ntime.sleep(600)\n")
+    environment = {**os.environ, **ray_cluster.client_environment}
+    submitted = subprocess.Popen(
+        [*command, "--", "python", str(script)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not started.exists():
+            assert submitted.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        with pytest.MonkeyPatch.context() as here:
+            for name, value in ray_cluster.client_environment.items():
+                here.setenv(name, value)
+            client = JobSubmissionClient()
+            assert client.stop_job("stopped")
+            shown, _ = submitted.communicate(timeout=120)
+            assert client.get_job_status("stopped") == "STOPPED"
+        assert submitted.returncode == 0, shown
+    finally:
+        submitted.kill()
 
 
 # The command

@@ -276,8 +276,12 @@ def test_a_file_that_someone_removed_or_doubled_fails_the_run(
     scripted([list(range(24))])
     file = tmp_path / "output" / "results" / "part=00002" / "rows.parquet"
     (file.parent / "copy.parquet").write_bytes(file.read_bytes())
-    with pytest.raises(RuntimeError, match="0 ids missing, 4 ids more than once, 0 ids not in the manifest"):
+    counts = "0 ids missing, 4 ids more than once, 0 ids not in the manifest"
+    with pytest.raises(RuntimeError, match=counts) as raised:
         scripted([])
+    assert "; remove results/part=00002/copy.parquet, of which this job knows nothing, such as" in str(
+        raised.value
+    )
     (file.parent / "copy.parquet").unlink()
     file.unlink()
     counts = "4 ids missing, 0 ids more than once, 0 ids not in the manifest"

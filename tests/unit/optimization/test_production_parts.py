@@ -124,6 +124,14 @@ def test_an_output_is_of_one_job(job: Job, tmp_path: Path, changed: dict[str, An
         plan_job(settings_for(tmp_path, **changed), make_stand_in())
 
 
+def test_what_is_not_pinned_changes_no_identity(job: Job, tmp_path: Path) -> None:
+    put_json(job.output, f"{job.path}/job.json", job.identity)
+    other = plan_job(settings_for(tmp_path, batch_size=7), make_stand_in())
+    assert other.settings.batch_size != job.settings.batch_size
+    assert other.identity == job.identity
+    assert not [name for name in job.identity if "version" in name]
+
+
 def test_other_weights_are_another_job(job: Job, tmp_path: Path) -> None:
     put_json(job.output, f"{job.path}/job.json", job.identity)
     weights = tmp_path / "checkpoint" / "model.safetensors"
